@@ -1,0 +1,32 @@
+"""Softmax, log_softmax and logsumexp in two passes over memory.
+
+>>> import numpy as np, twopass
+>>> twopass.softmax(np.array([1.0, 2.0, 3.0]))
+array([0.09003057, 0.24472847, 0.66524096])
+"""
+
+try:
+    from twopass import _config
+except ImportError:
+    raise ImportError(
+        "this is twopass' source tree, which has no compiled kernels: start Python in another"
+        " folder, or run it as `python -P` (the current folder then stays off the path)"
+    ) from None
+
+from twopass import isa, passes, stream
+from twopass._config import build_config, show_config
+from twopass._functions import log_softmax, logsumexp, plan, softmax
+
+__version__ = _config.BUILD["version"]
+
+__all__ = [
+    "build_config",
+    "isa",
+    "log_softmax",
+    "logsumexp",
+    "passes",
+    "plan",
+    "show_config",
+    "softmax",
+    "stream",
+]

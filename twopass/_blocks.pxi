@@ -1,0 +1,413 @@
+# The hot loops, each over one contiguous block that lies in L1.
+#
+# a. Lanes.  Sums run over a fixed number of lanes, at every vector width: they vectorise under
+#    strict IEEE rules, and the order of every sum is in the source.  The last, partial step is
+#    padded to a whole one, so no element is computed by other code.
+# b. Two speeds.  The fast loops take the range of the exponents for granted, watch it, and return
+#    False when it was left; the caller then repeats the block, still in L1, with the careful loop,
+#    which clamps and flushes.  Where both are right they give the same bits.
+# c. Contract: n >= 1, x and y do not overlap, nothing is validated, nothing can fail.
+#
+# The real *y of a fast loop that returned False is garbage.
+
+from libc.math cimport INFINITY, M_LN2, NAN
+
+cdef enum:
+    LANES = 16
+    STEP = 32      # two terms are added before a lane is: a float pair costs one conversion
+    MAX_LANES = 64  # lanes of a maximum: comparisons have a latency, too
+    SEGMENT = 256  # elements between two rounds of prefetches, a whole number of steps
+    # Range of n - ref that the loops use, in both formats well inside the normal numbers.
+    LOWEST_F32 = -120
+    LOWEST_F64 = -1000
+    HIGHEST_F32 = 60
+    HIGHEST_F64 = 500
+    # A fast block may have its exponents this far on either side of the first one's.
+    WINDOW_F32 = 60
+    WINDOW_F64 = 500
+    # |x * log2 e| beyond which rounding by the magic number ends; correctness.
+    EXPONENT_LIMIT = 0x200000
+
+
+ctypedef struct Sum:
+    # (high + low) * 2**exponent, an extended number. high is NaN or inf when a term is.
+    double high
+    double low
+    double exponent
+    double top  # largest n of a term, -inf when there is none
+    # Rows with elements that only a three-pass algorithm can handle: |x| * log2 e above the limit.
+    bint too_high
+    bint too_low
+
+
+cdef inline int lowest(const real *unused) noexcept nogil:
+    if real is float:
+        return LOWEST_F32
+    else:
+        return LOWEST_F64
+
+
+cdef inline int highest(const real *unused) noexcept nogil:
+    if real is float:
+        return HIGHEST_F32
+    else:
+        return HIGHEST_F64
+
+
+cdef inline int window(const real *unused) noexcept nogil:
+    if real is float:
+        return WINDOW_F32
+    else:
+        return WINDOW_F64
+
+
+cdef inline int smallest_exponent(const real *unused) noexcept nogil:
+    if real is float:
+        return -126
+    else:
+        return -1022
+
+
+cdef inline double power(double exponent) noexcept nogil:
+    """2**exponent for an integer; 0 below the normal numbers, the largest power above them."""
+    cdef uint64_t bits
+    cdef double value
+    if exponent < -1022:
+        return 0
+    if exponent > 1023:
+        exponent = 1023
+    bits = <uint64_t> (<int64_t> exponent + EXPONENT_BIAS_F64) << MANTISSA_BITS_F64
+    memcpy(&value, &bits, 8)
+    return value
+
+
+cdef inline void two_sum(double *total, double *error, double value) noexcept nogil:
+    """total + value = total' + rest exactly (Knuth); the rest is added to error."""
+    cdef double s = total[0] + value
+    cdef double d = s - total[0]
+    error[0] += (total[0] - (s - d)) + (value - d)
+    total[0] = s
+
+
+cdef inline void accumulate(double *total, double *error, real value) noexcept nogil:
+    """Float terms are added in double; double terms compensated.  So the error of a sum does not
+    grow with its length."""
+    if real is float:
+        total[0] += <double> value
+    else:
+        two_sum(total, error, value)
+
+
+cdef inline void collapse(double *total, double *error, bint compensated, Sum *out) noexcept nogil:
+    """The sum over the lanes, as a fixed tree."""
+    cdef int j
+    out.low = 0
+    if compensated:
+        for j in range(8):
+            two_sum(&total[j], &error[j], total[j + 8])
+            error[j] += error[j + 8]
+        for j in range(4):
+            two_sum(&total[j], &error[j], total[j + 4])
+            error[j] += error[j + 4]
+        for j in range(2):
+            two_sum(&total[j], &error[j], total[j + 2])
+            error[j] += error[j + 2]
+        two_sum(&total[0], &error[0], total[1])
+        out.low = error[0] + error[1]
+    else:
+        for j in range(8):
+            total[j] += total[j + 8]
+        for j in range(4):
+            total[j] += total[j + 4]
+        for j in range(2):
+            total[j] += total[j + 2]
+        total[0] += total[1]
+    out.high = total[0]
+
+
+# reduce_max -------------------------------------------------------------------------------------
+
+cdef real block_max(const real *x, Py_ssize_t n) noexcept nogil:
+    """max(x); NaN when there is one."""
+    cdef real top[MAX_LANES]
+    cdef real unordered[MAX_LANES]  # x - x where x is NaN would not do: inf - inf
+    cdef Py_ssize_t k = 0, j
+    cdef real result, value
+    cdef int nans = 0
+    for j in range(MAX_LANES):
+        top[j] = x[0]
+        unordered[j] = 0
+    while k + MAX_LANES <= n:
+        prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, MAX_LANES * sizeof(real))
+        for j in range(MAX_LANES):
+            value = x[k + j]
+            top[j] = value if value > top[j] else top[j]
+            unordered[j] = unordered[j] if value == value else value
+        k += MAX_LANES
+    result = top[0]
+    for j in range(MAX_LANES):
+        result = top[j] if top[j] > result else result
+        nans |= unordered[j] != unordered[j]
+    while k < n:
+        result = x[k] if x[k] > result else result
+        nans |= x[k] != x[k]
+        k += 1
+    return <real> NAN if nans or result != result else result
+
+
+# Terms in range: reduce_extexp, reduce_storeextexp, map_scaleextexp -----------------------------
+
+cdef inline void segment(
+    const real *x, real *to, Py_ssize_t n, real magic, bint scaled, real factor,
+    bits *low, bits *high
+) noexcept nogil:
+    """to = term(x), times the factor where `scaled`; the range of the rounded() values."""
+    cdef Py_ssize_t j
+    cdef real t, p
+    cdef bits i, least = low[0], most = high[0]
+    for j in range(n):
+        t = rounded(x[j], magic)
+        i = bits_of(t, least)
+        least = i if i < least else least
+        most = i if i > most else most
+        p = mantissa(x[j], t - magic)
+        if scaled:
+            p = p * factor
+        to[j] = times_power(p, t)
+    low[0] = least
+    high[0] = most
+
+
+cdef inline void add_lanes(
+    const real *terms, Py_ssize_t n, double *total, double *error
+) noexcept nogil:
+    """Add n terms, a whole number of steps, to the lanes' totals."""
+    cdef Py_ssize_t k = 0, j
+    while k < n:
+        for j in range(LANES):
+            accumulate(&total[j], &error[j], terms[k + j] + terms[k + LANES + j])
+        k += STEP
+
+
+cdef inline void pad_step(const real *x, Py_ssize_t n, real *pad) noexcept nogil:
+    """The n < STEP elements of x, and the last one until the step is full."""
+    cdef Py_ssize_t j
+    for j in range(STEP):
+        pad[j] = x[n - 1]
+    for j in range(STEP):
+        if j < n:
+            pad[j] = x[j]
+
+
+cdef inline void unpad_step(real *pad, Py_ssize_t n, real *to) noexcept nogil:
+    """The first n elements to `to`, unless that is NULL; the others become 0."""
+    cdef Py_ssize_t j
+    for j in range(STEP):
+        pad[j] = pad[j] if j < n else 0
+    if to != NULL:
+        for j in range(STEP):
+            if j < n:
+                to[j] = pad[j]
+
+
+cdef inline void block_segments(
+    const real *x, real *to, Py_ssize_t n, real magic, bint scaled, real factor,
+    bits *low, bits *high, double *total, double *error
+) noexcept nogil:
+    """The terms go to `to` unless that is NULL, and to the totals unless `scaled`."""
+    cdef real buffer[SEGMENT]
+    cdef real pad[STEP]
+    cdef real padded[STEP]
+    cdef real *terms
+    cdef Py_ssize_t k = 0, count, whole = n // STEP * STEP
+    while k < whole:
+        count = whole - k if whole - k < SEGMENT else SEGMENT
+        prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, count * sizeof(real))
+        terms = to + k if to != NULL else buffer
+        segment(x + k, terms, count, magic, scaled, factor, low, high)
+        if not scaled:
+            add_lanes(<const real *> terms, count, total, error)
+        k += count
+    if k < n:
+        pad_step(x + k, n - k, pad)
+        segment(<const real *> pad, padded, STEP, magic, scaled, factor, low, high)
+        unpad_step(padded, n - k, to + k if to != NULL else NULL)
+        if not scaled:
+            add_lanes(<const real *> padded, STEP, total, error)
+
+
+cdef inline bint block_in_range(
+    const real *x, real *to, Py_ssize_t n, double ref, bint scaled, real factor, Sum *out
+) noexcept nogil:
+    cdef double total[LANES]
+    cdef double error[LANES]
+    cdef Py_ssize_t j
+    cdef int32_t low32 = 0, high32
+    cdef int64_t low64 = 0, high64
+    cdef real magic, zero, t
+    set_magic(ref, &magic)
+    set_magic(0, &zero)
+    t = rounded(x[0], magic)
+    for j in range(LANES):
+        total[j] = 0
+        error[j] = 0
+    if real is float:
+        low32 = bits_of(t, low32)
+        high32 = low32
+        block_segments(x, to, n, magic, scaled, factor, &low32, &high32, total, error)
+        memcpy(&t, &high32, 4)
+    else:
+        low64 = bits_of(t, low64)
+        high64 = low64
+        block_segments(x, to, n, magic, scaled, factor, &low64, &high64, total, error)
+        memcpy(&t, &high64, 8)
+    if not scaled:
+        collapse(total, error, sizeof(real) == 8, out)
+        out.exponent = ref
+        out.top = <double> (t - magic)
+    if real is float:
+        return (low32 >= bits_of(zero + lowest(x), low32)
+                and high32 <= bits_of(zero + highest(x), low32))
+    else:
+        return (low64 >= bits_of(zero + lowest(x), low64)
+                and high64 <= bits_of(zero + highest(x), low64))
+
+
+cdef bint block_terms(
+    const real *x, real *terms, Py_ssize_t n, double ref, Sum *out
+) noexcept nogil:
+    """Sum of term(x); the terms are kept in `terms` unless that is NULL.  False: not in range."""
+    return block_in_range(x, terms, n, ref, False, <real> 1, out)
+
+
+cdef bint block_map(
+    const real *x, real *y, Py_ssize_t n, double exponent, real inverse
+) noexcept nogil:
+    """y = exp(x) * 2**-exponent * inverse.  False: some y is not in range."""
+    return block_in_range(x, y, n, exponent, True, inverse, <Sum *> NULL)
+
+
+# Any terms --------------------------------------------------------------------------------------
+
+cdef inline real clamped_term(real x, real shift, real floor, real magic) noexcept nogil:
+    """term(x - shift), 0 below the floor; NaN stays NaN, which it need not in term()."""
+    cdef real d = x - shift
+    cdef real e = floor if d < floor else d
+    cdef real t = rounded(e, magic)
+    cdef real v = mantissa(e, t - magic) * times_power(<real> 1, t)
+    return 0 if d < floor else v
+
+
+cdef void block_clamped_terms(
+    const real *x, real *terms, Py_ssize_t n, double ref, real shift, Sum *out
+) noexcept nogil:
+    """Sum of term(x - shift), terms far below the reference 0.  Kept unless `terms` is NULL."""
+    cdef double total[LANES]
+    cdef double error[LANES]
+    cdef real buffer[SEGMENT]
+    cdef real pad[STEP]
+    cdef real padded[STEP]
+    cdef real *to
+    cdef Py_ssize_t k = 0, j, count, whole = n // STEP * STEP
+    cdef real magic, floor
+    set_magic(ref, &magic)
+    floor = <real> ((ref + lowest(x)) * M_LN2)
+    for j in range(LANES):
+        total[j] = 0
+        error[j] = 0
+    while k < whole:
+        count = whole - k if whole - k < SEGMENT else SEGMENT
+        prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, count * sizeof(real))
+        to = terms + k if terms != NULL else buffer
+        for j in range(count):
+            to[j] = clamped_term(x[k + j], shift, floor, magic)
+        add_lanes(<const real *> to, count, total, error)
+        k += count
+    if k < n:
+        pad_step(x + k, n - k, pad)
+        for j in range(STEP):
+            padded[j] = clamped_term(pad[j], shift, floor, magic)
+        unpad_step(padded, n - k, terms + k if terms != NULL else NULL)
+        add_lanes(<const real *> padded, STEP, total, error)
+    collapse(total, error, sizeof(real) == 8, out)
+    out.exponent = ref
+
+
+cdef inline real flushed(real value, real threshold, real factor, real rest) noexcept nogil:
+    """value * factor * rest, 0 where value is below the threshold.  The comparison comes first:
+    no subnormal number is ever computed."""
+    cdef real kept = 0 if value < threshold else value
+    return kept * factor * rest
+
+
+cdef inline real clamped_map(
+    real x, real shift, real floor, real magic, real inverse, real threshold, real factor
+) noexcept nogil:
+    """clamped_term(x) * inverse * factor, 0 below the threshold."""
+    cdef real d = x - shift
+    cdef real e = floor if d < floor else d
+    cdef real t = rounded(e, magic)
+    cdef real v = mantissa(e, t - magic) * inverse * times_power(<real> 1, t)
+    v = 0 if d < floor else v
+    return flushed(v, threshold, factor, <real> 1)
+
+
+cdef void block_clamped_map(
+    const real *x, real *y, Py_ssize_t n, double exponent, real shift, real inverse
+) noexcept nogil:
+    """y = exp(x - shift) * 2**-exponent * inverse, 0 below the smallest normal number."""
+    # Computed too large by 2**highest, so that the comparison sees a normal number.
+    cdef real factor = <real> power(-highest(x))
+    cdef real threshold = <real> power(smallest_exponent(x) + highest(x))
+    cdef Py_ssize_t k = 0, j, count, whole = n // STEP * STEP
+    cdef real magic, floor
+    cdef real pad[STEP]
+    cdef real padded[STEP]
+    set_magic(exponent - highest(x), &magic)
+    floor = <real> ((exponent - highest(x) + lowest(x)) * M_LN2)
+    while k < whole:
+        count = whole - k if whole - k < SEGMENT else SEGMENT
+        prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, count * sizeof(real))
+        for j in range(k, k + count):
+            y[j] = clamped_map(x[j], shift, floor, magic, inverse, threshold, factor)
+        k += count
+    if k < n:
+        pad_step(x + k, n - k, pad)
+        for j in range(STEP):
+            padded[j] = clamped_map(pad[j], shift, floor, magic, inverse, threshold, factor)
+        unpad_step(padded, n - k, y + k)
+
+
+# map_scale, map_rescale -------------------------------------------------------------------------
+
+cdef void block_rescale(
+    const real *terms, real *y, Py_ssize_t n, double exponent, real inverse
+) noexcept nogil:
+    """y = terms * inverse * 2**exponent, 0 below the smallest normal number.  y may be terms.
+
+    Scaling by a power of two commutes with rounding, so y has the bits of block_map's.
+    """
+    cdef Py_ssize_t i
+    cdef real scale, threshold, factor, rest
+    if -4 <= exponent <= highest(terms):  # terms are 0 or >= 2**(lowest - 1): no underflow
+        scale = inverse * <real> power(exponent)
+        for i in range(n):
+            y[i] = terms[i] * scale
+        return
+    # In two exact steps, because 2**exponent alone may underflow.
+    factor = <real> power(exponent // 2)
+    rest = <real> power(exponent - exponent // 2)
+    threshold = <real> power(smallest_exponent(terms) - exponent)
+    for i in range(n):
+        y[i] = flushed(terms[i] * inverse, threshold, factor, rest)
+
+
+# log_softmax ------------------------------------------------------------------------------------
+
+cdef void block_subtract(
+    const real *x, real *y, Py_ssize_t n, real high, real low
+) noexcept nogil:
+    """y = (x - high) - low.  y may be x."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        y[i] = (x[i] - high) - low

@@ -1,0 +1,157 @@
+# The exponential: constants, bit casts, and the few scalar functions that every loop is made of.
+#
+# exp(x) = p(r) * 2**n with n = round(x * log2 e), r = x - n * ln 2, |r| <= ln(2)/2, so that the
+# mantissa p(r) lies in [sqrt(1/2), sqrt(2)].  tools/constants.py derives the constants.
+#
+# A term is an exponential scaled into the range of the format by a reference exponent:
+#
+#     term(x) = p(r) * 2**(n - ref)
+#
+# The scaling is exact, so which reference was taken never shows in a result.  Only leaving the
+# range of normal numbers would, and the loops in _blocks.pxi check it.
+#
+# Multiply-adds are written out as fma() and -ffp-contract=off forbids others: then gcc and clang,
+# x86-64-v3 and -v4 round at the same places and give the same bits.  x86-64-v2 has no fma and
+# rounds the product too; there ln 2's high part is short enough for an exact product.
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+cdef extern from *:
+    """
+    /* Values: tools/constants.py --check */
+    #define LOG2E_F32 0x1.715476p+0f     /* log2(e) */
+    #define LN2_HIGH_F32 0x1.62ep-1f     /* ln 2 in 13 digits */
+    #define LN2_LOW_F32 0x1.0bfbe8p-15f  /* ln 2 - LN2_HIGH */
+    #define C2_F32 0x1.fffffcp-2f        /* largest relative error of p: 0.032 ulp of 1 */
+    #define C3_F32 0x1.555492p-3f
+    #define C4_F32 0x1.5558f2p-5f
+    #define C5_F32 0x1.1239d4p-7f
+    #define C6_F32 0x1.6a244ep-10f
+    #define LOG2E_F64 0x1.71547652b82fep+0     /* log2(e) */
+    #define LN2_HIGH_F64 0x1.62e42ffp-1        /* ln 2 in 32 digits */
+    #define LN2_LOW_F64 -0x1.718432a1b0e26p-35 /* ln 2 - LN2_HIGH */
+    #define C2_F64 0x1.000000000000ap-1        /* largest relative error of p: 0.05 ulp of 1 */
+    #define C3_F64 0x1.55555555554fap-3
+    #define C4_F64 0x1.555555555088cp-5
+    #define C5_F64 0x1.1111111127b9ep-7
+    #define C6_F64 0x1.6c16c184266fbp-10
+    #define C7_F64 0x1.a01a012a69114p-13
+    #define C8_F64 0x1.a0199a16d54aep-16
+    #define C9_F64 0x1.71df253b57dd2p-19
+    #define C10_F64 0x1.28ad68b10063bp-22
+    #define C11_F64 0x1.ad7f7971acc55p-26
+
+    #if defined(__FMA__) || defined(__aarch64__) || defined(__FP_FAST_FMA)
+    #define TWOPASS_HAS_FMA 1
+    #define twopass_fmaf(a, b, c) __builtin_fmaf(a, b, c)
+    #define twopass_fma(a, b, c) __builtin_fma(a, b, c)
+    #else
+    #define TWOPASS_HAS_FMA 0
+    #define twopass_fmaf(a, b, c) ((a) * (b) + (c))
+    #define twopass_fma(a, b, c) ((a) * (b) + (c))
+    #endif
+    """
+    const int TWOPASS_HAS_FMA
+    float fmaf "twopass_fmaf"(float a, float b, float c) noexcept nogil
+    double fma "twopass_fma"(double a, double b, double c) noexcept nogil
+    const float LOG2E_F32, LN2_HIGH_F32, LN2_LOW_F32
+    const float C2_F32, C3_F32, C4_F32, C5_F32, C6_F32
+    const double LOG2E_F64, LN2_HIGH_F64, LN2_LOW_F64
+    const double C2_F64, C3_F64, C4_F64, C5_F64, C6_F64, C7_F64, C8_F64, C9_F64, C10_F64, C11_F64
+
+
+ctypedef fused real:
+    float
+    double
+
+
+ctypedef fused bits:
+    int32_t
+    int64_t
+
+
+cdef enum:
+    # A float of magnitude 1.5 * 2**23 has ulp 1: adding it rounds to an integer, which then lies
+    # in the low bits.  (double: 1.5 * 2**52.)
+    MAGIC_F32 = 0xC00000
+    MAGIC_F64 = 0x18000000000000
+    MANTISSA_BITS_F32 = 23
+    MANTISSA_BITS_F64 = 52
+    EXPONENT_BIAS_F32 = 127
+    EXPONENT_BIAS_F64 = 1023
+
+
+cdef inline real set_magic(double ref, real *magic) noexcept nogil:
+    """The addend that rounds x * log2 e and leaves n - ref in the low bits."""
+    if real is float:
+        magic[0] = <float> (<double> MAGIC_F32 - ref)
+    else:
+        magic[0] = <double> MAGIC_F64 - ref
+    return magic[0]
+
+
+cdef inline real rounded(real x, real magic) noexcept nogil:
+    """t = x * log2 e + magic: its low bits hold n - ref, and t - magic is n."""
+    if real is float:
+        return fmaf(x, LOG2E_F32, magic)
+    else:
+        return fma(x, LOG2E_F64, magic)
+
+
+cdef inline real mantissa(real x, real n) noexcept nogil:
+    """p(x - n ln 2), the reduced argument after Cody and Waite, p after Horner.
+
+    Largest error 0.73 * 2**-23 (float), 0.74 * 2**-52 (double), see tests/test_exp.py.
+    """
+    cdef real r, q
+    if real is float:
+        r = fmaf(n, -LN2_HIGH_F32, x)
+        r = fmaf(n, -LN2_LOW_F32, r)
+        q = fmaf(r, C6_F32, C5_F32)
+        q = fmaf(r, q, C4_F32)
+        q = fmaf(r, q, C3_F32)
+        q = fmaf(r, q, C2_F32)
+        q = fmaf(r, q, 1.0)
+        return fmaf(r, q, 1.0)
+    else:
+        r = fma(n, -LN2_HIGH_F64, x)
+        r = fma(n, -LN2_LOW_F64, r)
+        q = fma(r, C11_F64, C10_F64)
+        q = fma(r, q, C9_F64)
+        q = fma(r, q, C8_F64)
+        q = fma(r, q, C7_F64)
+        q = fma(r, q, C6_F64)
+        q = fma(r, q, C5_F64)
+        q = fma(r, q, C4_F64)
+        q = fma(r, q, C3_F64)
+        q = fma(r, q, C2_F64)
+        q = fma(r, q, 1.0)
+        return fma(r, q, 1.0)
+
+
+cdef inline real times_power(real value, real t) noexcept nogil:
+    """value * 2**k where k is the signed integer in the low bits of t: an integer addition to
+    the exponent field.  Right while value and result are normal numbers."""
+    cdef uint32_t bits32, shift32
+    cdef uint64_t bits64, shift64
+    if real is float:
+        memcpy(&bits32, &value, 4)
+        memcpy(&shift32, &t, 4)
+        bits32 += shift32 << MANTISSA_BITS_F32
+        memcpy(&value, &bits32, 4)
+    else:
+        memcpy(&bits64, &value, 8)
+        memcpy(&shift64, &t, 8)
+        bits64 += shift64 << MANTISSA_BITS_F64
+        memcpy(&value, &bits64, 8)
+    return value
+
+
+cdef inline bits bits_of(real t, bits unused) noexcept nogil:
+    """The representation as an integer of the same width.  Among rounded() values it orders like
+    the value, a NaN or a negative number is far out of range, and comparing integers does not
+    compete with the multiplications for ports."""
+    cdef bits i = 0
+    memcpy(&i, &t, sizeof(real))
+    return i

@@ -1,0 +1,450 @@
+"""softmax, log_softmax, logsumexp: arguments, axes and outputs; one planned kernel call each."""
+
+import functools
+import operator
+
+import numpy as np
+
+from twopass import isa
+from twopass._machine import machine
+from twopass._plan import MIN_COLUMNS, Geometry, Plan, choose
+from twopass._threads import check, thread_count
+from twopass.passes import ALGORITHMS
+
+_FLOAT32, _FLOAT64, _FLOAT16 = np.dtype("f4"), np.dtype("f8"), np.dtype("f2")
+_NATIVE = (_FLOAT32, _FLOAT64)
+_choose = functools.lru_cache(maxsize=1024)(choose)
+
+
+def softmax(x, axis=None, *, out=None, algorithm="auto", n_threads=None):
+    r"""Softmax: ``exp(x) / sum(exp(x))`` along `axis`.
+
+    Computed after [1]_: exponentials are pairs of mantissa and exponent, which cannot overflow, so
+    no pass over the data is spent on its maximum.
+
+    Parameters
+    ----------
+    x : array_like
+        Real numbers of any shape and strides. float16, float32 and float64 give their own dtype
+        (float16 is computed in float32), integers and booleans float64.
+    axis : int or tuple of ints, optional
+        Axes along which the results add up to 1. Default: over everything.
+    out : ndarray, optional
+        Where to put the result; shape of `x`, dtype of the result. May be `x`: then the call works
+        in place. If it overlaps `x` otherwise, `x` is copied first.
+    algorithm : str, optional
+        A key of `twopass.passes.ALGORITHMS`. The default, ``"auto"``, takes the fastest one for
+        the size; all give the same bits. See `plan`.
+    n_threads : int, optional
+        At least 1. Default: OpenMP's maximum (``OMP_NUM_THREADS``, threadpoolctl) within what
+        affinity and cgroup quota grant, and one thread where more would lose. The number never
+        changes the result.
+
+    Returns
+    -------
+    ndarray or scalar
+        Shape of `x`; `out` if that was given; a NumPy scalar for a 0-d `x`.
+
+    Raises
+    ------
+    TypeError
+        A dtype that is not real (object, complex, string) or wider than float64, an `out` that is
+        no array.
+    ValueError
+        An axis that `x` has not or that appears twice, an unknown `algorithm`, ``n_threads < 1``,
+        an `out` of another shape or dtype or that is read-only, an empty axis in an array that
+        needs a result.
+    MemoryError
+        No memory for the workspace of less than 1 MiB per thread; `out` is unchanged.
+
+    Notes
+    -----
+    A NaN or +inf anywhere in a row makes the row NaN, -inf gives 0, a row of only -inf is NaN.
+    Results below the smallest normal number are 0. For ``|x| <= 1000`` every other result has a
+    relative error of at most ``2 * 2**-23`` (float32, x86-64-v3 and -v4) or ``3 * 2**-52``
+    (float64), whatever the length. The bits depend neither on the number of threads, nor on the
+    row's place in the batch, nor on alignment; rows (contiguous or gathered) and columns (an axis
+    before a contiguous one) are different kernels, whose last bits may differ.
+
+    References
+    ----------
+    .. [1] M. Dukhan, A. Ablavatski, "The Two-Pass Softmax Algorithm", IPDPSW 2020.
+       :doi:`10.1109/IPDPSW50202.2020.00074`
+
+    Examples
+    --------
+    >>> import numpy as np, twopass
+    >>> twopass.softmax(np.array([[0.0, 0.0], [1000.0, -np.inf]]), axis=1)
+    array([[0.5, 0.5],
+           [1. , 0. ]])
+    """
+    return _map("softmax", x, axis, out, algorithm, n_threads)
+
+
+def log_softmax(x, axis=None, *, out=None, n_threads=None):
+    r"""Logarithm of the softmax: ``x - log(sum(exp(x)))`` along `axis`.
+
+    Accurate also where one element dominates: ``log_softmax([0, -50])[0]`` is -1.9e-22.
+
+    Parameters
+    ----------
+    x : array_like
+        As for `softmax`.
+    axis : int or tuple of ints, optional
+        Default: over everything.
+    out : ndarray, optional
+        As for `softmax`.
+    n_threads : int, optional
+        As for `softmax`.
+
+    Returns
+    -------
+    ndarray or scalar
+        Shape of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As for `softmax`.
+
+    Notes
+    -----
+    A NaN or +inf anywhere in a row makes the row NaN, as does a row of only -inf. (SciPy gives -inf
+    beside a +inf.) Every result, however near 0, has a relative error of a few units in the last
+    place.
+
+    Examples
+    --------
+    >>> import numpy as np, twopass
+    >>> twopass.log_softmax(np.array([0.0, -50.0]))
+    array([-1.92874985e-22, -5.00000000e+01])
+    """
+    return _map("log_softmax", x, axis, out, "auto", n_threads)
+
+
+def logsumexp(
+    a, axis=None, b=None, keepdims=False, return_sign=False, *, out=None, n_threads=None
+):  # fmt: skip
+    r"""``log(sum(b * exp(a)))`` along `axis`, in one read of `a` (two when `b` is given).
+
+    Parameters
+    ----------
+    a : array_like
+        As for `softmax`.
+    axis : int or tuple of ints, optional
+        Axes to sum over. Default: everything.
+    b : array_like, optional
+        Real weights, broadcast against `a`. Where one is 0 the element does not count, whatever
+        `a` is there.
+    keepdims : bool, optional
+        Keep the summed axes, with length 1.
+    return_sign : bool, optional
+        Also return the sign of the sum, and the logarithm of its magnitude.
+    out : ndarray, optional
+        Where to put the result; shape and dtype of the result. Must not overlap `a`.
+    n_threads : int, optional
+        As for `softmax`.
+
+    Returns
+    -------
+    res : ndarray or scalar
+        The logarithm; without `return_sign` NaN where the sum is negative.
+    sgn : ndarray or scalar
+        With `return_sign`: 1, -1, 0 or NaN, in the dtype of the result.
+
+    Raises
+    ------
+    TypeError, ValueError, MemoryError
+        As for `softmax`.
+
+    Notes
+    -----
+    A NaN in a row gives NaN, otherwise a +inf gives +inf, and a row of only -inf, or an empty one,
+    gives -inf.
+
+    Examples
+    --------
+    >>> import numpy as np, twopass
+    >>> float(twopass.logsumexp([1000.0, 1000.0]))
+    1000.6931471805599
+    >>> twopass.logsumexp([1.0, 2.0], b=[1.0, -1.0], return_sign=True)
+    (np.float64(1.5413248546129181), np.float64(-1.0))
+    """
+    n_threads = check(n_threads)
+    a = _operand("a", a)
+    weights = None
+    dtype = _result_dtype("a", a.dtype)
+    if b is not None:
+        weights = _operand("b", b)
+        dtype = np.result_type(dtype, _result_dtype("b", weights.dtype))
+        try:
+            a, weights = np.broadcast_arrays(a, weights)
+        except ValueError:
+            raise ValueError(
+                f"b of shape {weights.shape} does not broadcast against a of shape {a.shape}"
+            ) from None
+    axes = _axes(axis, a.ndim)
+    kept = tuple(1 if i in axes else length for i, length in enumerate(a.shape))
+    shape = kept if keepdims else tuple(n for i, n in enumerate(a.shape) if i not in axes)
+    if out is None:
+        result = np.empty(kept, dtype)
+    else:
+        result = _checked_out(out, shape, dtype).reshape(kept)
+        if not np.may_share_memory(result, out):  # reshape had to copy
+            raise ValueError(f"out of strides {out.strides} cannot be used; pass a contiguous one")
+        if np.may_share_memory(a, out):
+            a = a.copy()
+        if weights is not None and np.may_share_memory(weights, out):
+            weights = weights.copy()
+    sign = None
+    if a.size == 0:
+        result[...] = -np.inf
+        sign = np.zeros(kept, dtype)
+    elif weights is not None:
+        sign = _weighted(a, weights, result, axes, n_threads)
+        if not return_sign:
+            result[sign < 0] = np.nan
+    else:
+        _run("logsumexp", a, result, axes, "auto", n_threads)
+        if return_sign:
+            sign = np.where(np.isnan(result), np.nan, np.where(result == -np.inf, 0, 1))
+            sign = sign.astype(dtype)
+    result = out if out is not None else result.reshape(shape)[()]
+    return (result, sign.reshape(shape)[()]) if return_sign else result
+
+
+def plan(
+    shape, dtype=np.float64, axis=None, *, function="softmax", algorithm="auto", n_threads=None,
+    in_place=False,
+) -> Plan:  # fmt: skip
+    """What a call on a new, C-contiguous array would run, and why.
+
+    Parameters
+    ----------
+    shape : int or tuple of ints
+    dtype : data-type, optional
+    axis : int or tuple of ints, optional
+    function : {"softmax", "log_softmax", "logsumexp"}, optional
+    algorithm : str, optional
+    n_threads : int, optional
+    in_place : bool, optional
+
+    Returns
+    -------
+    Plan
+        A record of the choices; ``str()`` makes it a sentence.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `softmax`; an unknown `function`.
+
+    Examples
+    --------
+    >>> import twopass
+    >>> twopass.plan((1, 1 << 26), "f4", -1, n_threads=1).algorithm
+    'two_pass'
+    >>> print(twopass.plan(1000, "f4", n_threads=1))  # doctest: +ELLIPSIS
+    softmax along rows by two_pass_reload on ... with one thread, ordinary stores: a row of ...
+    """
+    if function not in ("softmax", "log_softmax", "logsumexp"):
+        raise ValueError(
+            f"function must be 'softmax', 'log_softmax' or 'logsumexp', not {function!r}"
+        )
+    # One element stands for all: strides as of a real array, no memory.
+    shape = (operator.index(shape),) if not np.iterable(shape) else tuple(shape)
+    source = np.dtype(dtype)
+    strides = [source.itemsize]
+    for length in reversed(shape[1:]):
+        strides.insert(0, strides[0] * max(1, length))
+    _check_algorithm(algorithm)
+    result = _result_dtype("dtype", source)
+    axes = _axes(axis, len(shape))
+    one = np.zeros((), source)
+    x = np.lib.stride_tricks.as_strided(one, shape, strides[: len(shape)], writeable=False)
+    order, inner = _order(x, axes)
+    g = _geometry(x.transpose(order), len(axes), inner, function, result, True, in_place)
+    return choose(
+        function, g, algorithm, thread_count(n_threads, g.elements), machine(), isa.active()
+    )
+
+
+# Arguments --------------------------------------------------------------------------------------
+
+
+def _operand(name: str, value) -> np.ndarray:
+    """`value` as an ndarray of a dtype that the kernels load."""
+    array = value if type(value) is np.ndarray else np.asarray(value)
+    _result_dtype(name, array.dtype)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return array
+
+
+def _result_dtype(name: str, dtype: np.dtype) -> np.dtype:
+    if dtype.kind == "f" and dtype.itemsize <= 8:
+        return dtype.newbyteorder("=")
+    if dtype.kind in "iub":
+        return _FLOAT64
+    raise TypeError(f"{name} has dtype {dtype}; real numbers up to float64 are supported")
+
+
+def _check_algorithm(algorithm) -> None:
+    if algorithm != "auto" and algorithm not in ALGORITHMS:
+        known = ", ".join(repr(name) for name in ("auto", *ALGORITHMS))
+        raise ValueError(f"algorithm must be one of {known}, not {algorithm!r}")
+
+
+def _axes(axis, ndim: int) -> tuple[int, ...]:
+    """The axes, each once, as numbers from 0."""
+    if axis is None:
+        return tuple(range(ndim))
+    given = axis if isinstance(axis, tuple) else (axis,)
+    axes = []
+    for entry in given:
+        try:
+            number = operator.index(entry)
+        except TypeError:
+            raise TypeError(f"axis must be an integer, a tuple of them or None, not {axis!r}") from None
+        if not -ndim <= number < ndim:
+            raise np.exceptions.AxisError(number, ndim)
+        axes.append(number % ndim)
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"axis={axis!r} names an axis twice")
+    return tuple(sorted(axes))
+
+
+def _checked_out(out, shape, dtype) -> np.ndarray:
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be an array, not {type(out).__name__}")
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(
+            f"out has shape {out.shape} and dtype {out.dtype}; needed are {shape} and {dtype}"
+        )
+    if not out.flags.writeable:
+        raise ValueError("out is read-only")
+    if any(stride == 0 and length > 1 for stride, length in zip(out.strides, shape, strict=True)):
+        raise ValueError(f"out of strides {out.strides} overlaps itself")
+    return out
+
+
+# Calls ------------------------------------------------------------------------------------------
+
+
+def _map(function, x, axis, out, algorithm, n_threads):
+    """softmax and log_softmax."""
+    if type(x) is not np.ndarray or x.dtype not in _NATIVE:
+        x = _operand("x", x)
+    if algorithm != "auto":
+        _check_algorithm(algorithm)
+    n_threads = check(n_threads)
+    axes = _axes(axis, x.ndim)
+    dtype = x.dtype if x.dtype in _NATIVE else _result_dtype("x", x.dtype)
+    if out is None:
+        result = np.empty_like(x, dtype)
+    else:
+        result = _checked_out(out, x.shape, dtype)
+        if np.may_share_memory(x, out) and not (
+            x.ctypes.data == out.ctypes.data and x.strides == out.strides and x.dtype == out.dtype
+        ):
+            x = x.copy()
+    if x.size == 0:
+        if any(x.shape[i] == 0 for i in axes) and all(
+            x.shape[i] for i in range(x.ndim) if i not in axes
+        ):
+            raise ValueError(f"axis={axis!r} of an x of shape {x.shape} is empty")
+    else:
+        _run(function, x, result, axes, algorithm, n_threads)
+    if out is not None:
+        return out
+    return result if result.ndim else result[()]
+
+
+def _order(x: np.ndarray, axes: tuple[int, ...]) -> tuple[list[int], bool]:
+    """Axes in the kernels' order: kept ones, then reduced ones. True: the last is not reduced,
+    because it is contiguous and the reduced one before it is not."""
+    kept = [i for i in range(x.ndim) if i not in axes and x.shape[i] > 1]
+    ones = [i for i in range(x.ndim) if i not in axes and x.shape[i] <= 1]
+    strides = x.strides
+    # Longest stride first, so that neighbours join into one run where they can.
+    reduced = sorted(axes, key=lambda i: -abs(strides[i]))
+    long = [i for i in reduced if x.shape[i] > 1]
+    if len(long) == 1 and strides[long[0]] != x.itemsize and x.dtype in _NATIVE:
+        for i in kept:
+            if strides[i] == x.itemsize and x.shape[i] >= MIN_COLUMNS:
+                kept.remove(i)
+                short = [j for j in reduced if j != long[0]]
+                return [*ones, *short, *kept, long[0], i], True
+    return [*ones, *kept, *reduced], False
+
+
+def _geometry(x, n_reduced, columns, function, dtype, contiguous_out, in_place) -> Geometry:
+    """Of `x` in the kernels' order."""
+    shape = x.shape
+    if columns:
+        n, inner, outer = shape[-2], shape[-1], 1
+        for length in shape[:-2]:
+            outer *= length
+    else:
+        n, inner, outer = 1, 1, 1
+        for length in shape[x.ndim - n_reduced :]:
+            n *= length
+        for length in shape[: x.ndim - n_reduced]:
+            outer *= length
+    return Geometry(
+        outer, n, inner, x.itemsize, 0 if function == "logsumexp" else dtype.itemsize,
+        contiguous_out and dtype in _NATIVE, in_place, columns,
+    )  # fmt: skip
+
+
+def _run(function, x, out, axes, algorithm, n_threads) -> None:
+    """One kernel call: `out` has the shape of `x`, for logsumexp with reduced axes of length 1."""
+    kernels = isa.kernels()
+    compute = kernels.compute
+    ndim = x.ndim
+    n_reduced = len(axes)
+    # The common case first: a C-contiguous array along its last axes.
+    if x.flags.c_contiguous and out.flags.c_contiguous and (
+        n_reduced == ndim or axes == tuple(range(ndim - n_reduced, ndim))
+    ):  # fmt: skip
+        columns = False
+        direct_out = out.flags.aligned
+    else:
+        order, columns = _order(x, axes)
+        if columns and function != "logsumexp" and out.strides[order[-1]] != out.itemsize:
+            columns = False
+            order = [i for i in range(ndim) if i not in axes] + list(axes)
+        x, out = x.transpose(order), out.transpose(order)
+        line = out[(0,) * (ndim - n_reduced)]
+        direct_out = columns or (line.flags.c_contiguous and out.flags.aligned)
+    # Whatever overlaps otherwise was copied.
+    in_place = function != "logsumexp" and x.dtype == out.dtype and np.may_share_memory(x, out)
+    g = _geometry(x, n_reduced, columns, function, out.dtype, direct_out, in_place)
+    threads = 1 if n_threads is None and g.elements < 32768 else thread_count(n_threads, g.elements)
+    p = _choose(function, g, algorithm, threads, machine(), kernels.level)
+    if columns:
+        compute.columns(
+            x, out, g.outer, compute.OPERATIONS[function], p.nontemporal, p.n_threads,
+            p.inside_row,
+        )  # fmt: skip
+    else:
+        compute.rows(
+            x, out, n_reduced, g.outer, g.n, compute.OPERATIONS[function],
+            compute.ALGORITHMS[p.algorithm], p.nontemporal, p.terms_in == "scratch", p.n_threads,
+            p.inside_row,
+        )  # fmt: skip
+
+
+def _weighted(a, b, out, axes, n_threads) -> np.ndarray:
+    """logsumexp with weights; returns the signs."""
+    order = [i for i in range(a.ndim) if i not in axes] + list(axes)
+    n_reduced = len(axes)
+    sign = np.empty_like(out)
+    a, b, out_view, sign_view = (v.transpose(order) for v in (a, b, out, sign))
+    n = 1
+    for length in a.shape[a.ndim - n_reduced :]:
+        n *= length
+    isa.kernels().compute.weighted(
+        a, b, out_view, sign_view, n_reduced, a.size // n, n, thread_count(n_threads, a.size)
+    )
+    return sign

@@ -1,0 +1,503 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: initializedcheck=False, embedsignature=False
+"""Kernels of one CPU level: softmax, log_softmax, logsumexp, and every pass alone.
+
+Compiled once per level (meson.build); twopass.isa chooses.  Design, after Dukhan and Ablavatski,
+The Two-Pass Softmax Algorithm, arXiv:2001.04438:
+
+a. Layers, one file each: the exponential (_exp.pxi), memory (_memory.pxi), loops over a block in L1
+   (_blocks.pxi), passes and algorithms over rows (_rows.pxi), the same along another axis
+   (_columns.pxi), weights (_weighted.pxi).  This file is the door: arrays in, pointers on.
+b. Contracts: arguments were validated by the caller, n >= 1, y is x or does not overlap it.
+   Kernels never fail; only the workspace can be refused (MemoryError, y untouched).
+c. Special values: a NaN in a row or +inf makes the row NaN, -inf gives 0, only -inf gives NaN.
+   logsumexp: NaN, +inf, nothing, -inf.
+d. The GIL is released while a kernel runs.
+"""
+
+cimport numpy as cnp
+from libc.math cimport frexp
+from libc.string cimport memset
+
+include "_exp.pxi"
+include "_memory.pxi"
+include "_blocks.pxi"
+include "_rows.pxi"
+include "_columns.pxi"
+include "_weighted.pxi"
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #include <omp.h>
+    #define TWOPASS_OPENMP _OPENMP
+    #else
+    #define TWOPASS_OPENMP 0
+    #define omp_get_max_threads() 1
+    #endif
+    """
+    const int TWOPASS_OPENMP
+    int omp_get_max_threads() noexcept nogil
+
+
+HAS_FMA = bool(TWOPASS_HAS_FMA)
+HAS_STREAMING_STORES = bool(TWOPASS_HAS_STREAMING)
+OPENMP = TWOPASS_OPENMP  # the standard's date, 0 without OpenMP
+BLOCK = {"float32": BLOCK_BYTES // 4, "float64": BLOCK_BYTES // 8}
+STORED_EXPONENT = {"float32": HIGHEST_F32, "float64": HIGHEST_F64}
+
+
+cdef enum Operation:
+    SOFTMAX
+    LOG_SOFTMAX
+    LOGSUMEXP
+
+
+PASSES = {
+    "reduce_max": REDUCE_MAX,
+    "reduce_sumexp": REDUCE_SUMEXP,
+    "map_scaleexp": MAP_SCALEEXP,
+    "reduce_storeexp": REDUCE_STOREEXP,
+    "map_scale": MAP_SCALE,
+    "reduce_extexp": REDUCE_EXTEXP,
+    "map_scaleextexp": MAP_SCALEEXTEXP,
+    "reduce_storeextexp": REDUCE_STOREEXTEXP,
+    "map_rescale": MAP_RESCALE,
+}
+ALGORITHMS = {
+    "two_pass": TWO_PASS,
+    "two_pass_reload": TWO_PASS_RELOAD,
+    "three_pass_recompute": THREE_PASS_RECOMPUTE,
+    "three_pass_reload": THREE_PASS_RELOAD,
+}
+OPERATIONS = {"softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX, "logsumexp": LOGSUMEXP}
+
+
+def max_threads():
+    """What OpenMP would use: OMP_NUM_THREADS, omp_set_num_threads() or threadpoolctl's limit."""
+    return omp_get_max_threads()
+
+
+# Arrays as operands -----------------------------------------------------------------------------
+
+cdef int fill_walk(
+    Walk *walk, const cnp.npy_intp *shape, const cnp.npy_intp *strides, int ndim
+) except -1:
+    """Axes of length 1 left out, neighbours that lie like one axis joined."""
+    cdef int axis, last
+    walk.ndim = 0
+    for axis in range(ndim):
+        last = walk.ndim - 1
+        if shape[axis] == 1:
+            continue
+        if last >= 0 and walk.strides[last] == shape[axis] * strides[axis]:
+            walk.shape[last] *= shape[axis]
+            walk.strides[last] = strides[axis]
+            continue
+        walk.shape[walk.ndim] = shape[axis]
+        walk.strides[walk.ndim] = strides[axis]
+        walk.ndim += 1
+    return 0
+
+
+cdef Kind kind_of(cnp.ndarray array) except *:
+    cdef int number = cnp.PyArray_TYPE(array)
+    cdef Py_ssize_t size = cnp.PyArray_ITEMSIZE(array)
+    if number == cnp.NPY_FLOAT:
+        return KIND_F32
+    if number == cnp.NPY_DOUBLE:
+        return KIND_F64
+    if number == cnp.NPY_FLOAT16:
+        return KIND_F16
+    if number == cnp.NPY_BOOL or cnp.PyArray_ISUNSIGNED(array):
+        return KIND_U8 if size == 1 else KIND_U16 if size == 2 else KIND_U32 if size == 4 \
+            else KIND_U64
+    if cnp.PyArray_ISSIGNED(array):
+        return KIND_I8 if size == 1 else KIND_I16 if size == 2 else KIND_I32 if size == 4 \
+            else KIND_I64
+    raise TypeError(f"no kernel for dtype {array.dtype}")
+
+
+cdef int fill_operand(Operand *operand, cnp.ndarray array, int n_reduced, Kind native) except -1:
+    """`array` as rows: the last `n_reduced` axes make the row."""
+    cdef int n_rows_axes = cnp.PyArray_NDIM(array) - n_reduced
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(array)
+    cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(array)
+    cdef int axis
+    operand.data = <char *> cnp.PyArray_DATA(array)
+    operand.kind = kind_of(array)
+    operand.itemsize = cnp.PyArray_ITEMSIZE(array)
+    fill_walk(&operand.rows, shape, strides, n_rows_axes)
+    fill_walk(&operand.line, shape + n_rows_axes, strides + n_rows_axes, n_reduced)
+    operand.direct = (
+        operand.kind == native and cnp.PyArray_ISALIGNED(array)
+        and (operand.line.ndim == 0
+             or (operand.line.ndim == 1 and operand.line.strides[0] == operand.itemsize)))
+    return 0
+
+
+cdef inline Kind compute_kind(Kind kind) noexcept:
+    return KIND_F32 if kind == KIND_F32 or kind == KIND_F16 else KIND_F64
+
+
+# Rows -------------------------------------------------------------------------------------------
+
+ctypedef struct Call:
+    const Operand *x
+    const Operand *y
+    Py_ssize_t n_rows
+    Py_ssize_t n
+    Operation operation
+    Algorithm algorithm
+    bint streaming
+    bint scratch     # terms are kept in a row of scratch memory rather than in y
+    int n_threads
+    bint inside      # threads share one row at a time
+
+
+cdef Py_ssize_t workspace_bytes(const Call *call, Py_ssize_t itemsize) noexcept nogil:
+    cdef Py_ssize_t chunks = (call.n - 1) // chunk_length(call.n) + 1
+    cdef Py_ssize_t bytes = chunks * (sizeof(Sum) + sizeof(double))
+    if call.algorithm == TWO_PASS_RELOAD or call.algorithm == THREE_PASS_RELOAD:
+        bytes += (call.n * itemsize // BLOCK_BYTES + 1) * sizeof(double)
+    if call.scratch:
+        bytes += call.n * itemsize
+    return bytes + 4 * LINE_BYTES
+
+
+cdef bint run_rows(
+    const Call *call, Py_ssize_t first, Py_ssize_t last, real *unused
+) noexcept nogil:
+    """Rows first ... last.  False: no memory."""
+    cdef char *workspace = <char *> malloc(workspace_bytes(call, sizeof(real)))
+    cdef char *free_space
+    cdef Row row
+    cdef Py_ssize_t index
+    if workspace == NULL:
+        return False
+    memset(&row, 0, sizeof(Row))
+    row.x = call.x
+    row.y = call.y
+    row.n = call.n
+    row.chunk = chunk_length(call.n)
+    row.n_chunks = (call.n - 1) // row.chunk + 1
+    row.n_threads = call.n_threads if call.inside else 1
+    row.streaming = call.streaming
+    row.overwrites = call.x.data == call.y.data
+    row.skip = -1
+    free_space = <char *> aligned(workspace)
+    if call.scratch:
+        row.terms = free_space
+        free_space = <char *> aligned(free_space + call.n * sizeof(real))
+    row.partials = <Sum *> free_space
+    free_space = <char *> aligned(free_space + row.n_chunks * sizeof(Sum))
+    row.largest = <double *> free_space
+    row.refs = row.largest + row.n_chunks
+    for index in range(first, last):
+        row.x_row = row_of(call.x, index)
+        row.y_row = row_of(call.y, index)
+        if not call.scratch:
+            row.terms = row.y_row
+        if call.operation == SOFTMAX:
+            softmax_row(&row, call.algorithm, unused)
+        elif call.operation == LOG_SOFTMAX:
+            log_softmax_row(&row, unused)
+        else:
+            logsumexp_row(&row, unused)
+    free(workspace)
+    return True
+
+
+cdef bint share_rows(const Call *call, real *unused) noexcept nogil:
+    cdef int thread, failures = 0
+    cdef Py_ssize_t rows = call.n_rows, n_threads = call.n_threads
+    if call.inside or n_threads == 1:
+        return run_rows(call, 0, rows, unused)
+    for thread in prange(call.n_threads, num_threads=call.n_threads, schedule="static"):
+        failures += not run_rows(
+            call, share(rows, thread, n_threads), share(rows, thread + 1, n_threads), unused)
+    return failures == 0
+
+
+cdef inline Py_ssize_t share(Py_ssize_t total, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
+    """Where part number `part` begins; no product that could overflow."""
+    return total // parts * part + total % parts * part // parts
+
+
+def rows(
+    cnp.ndarray x not None, cnp.ndarray out not None, int n_reduced, Py_ssize_t n_rows,
+    Py_ssize_t n, int operation, int algorithm, bint streaming, bint scratch, int n_threads,
+    bint inside,
+):
+    """Run `operation` over rows that are the last `n_reduced` axes of `x`.
+
+    `out` has the shape of `x`, or for logsumexp that of `x` with its last axes of length 1.
+    """
+    cdef Operand x_operand, y_operand
+    cdef Call call
+    cdef bint done
+    cdef Kind native = compute_kind(kind_of(x))
+    fill_operand(&x_operand, x, n_reduced, native)
+    fill_operand(&y_operand, out, n_reduced, native)
+    call.x = &x_operand
+    call.y = &y_operand
+    call.n_rows = n_rows
+    call.n = n
+    call.operation = <Operation> operation
+    call.algorithm = <Algorithm> algorithm
+    call.streaming = streaming
+    call.scratch = scratch
+    call.n_threads = n_threads
+    call.inside = inside
+    with nogil:
+        if native == KIND_F32:
+            done = share_rows(&call, <float *> NULL)
+        else:
+            done = share_rows(&call, <double *> NULL)
+    if not done:
+        raise MemoryError("no memory for the kernel's workspace")
+
+
+def weighted(
+    cnp.ndarray x not None, cnp.ndarray b not None, cnp.ndarray out not None,
+    cnp.ndarray sign not None, int n_reduced, Py_ssize_t n_rows, Py_ssize_t n, int n_threads,
+):
+    """log |sum(b * exp(x))| into `out`, the signs into `sign`; x and b have the same shape."""
+    cdef Operand x_operand, b_operand, y_operand, sign_operand
+    cdef Weighted row
+    cdef double result, result_sign
+    cdef Py_ssize_t index
+    cdef char *workspace
+    fill_operand(&x_operand, x, n_reduced, KIND_F64)
+    fill_operand(&b_operand, b, n_reduced, KIND_F64)
+    fill_operand(&y_operand, out, n_reduced, KIND_F64)
+    fill_operand(&sign_operand, sign, n_reduced, KIND_F64)
+    row.x = &x_operand
+    row.b = &b_operand
+    row.n = n
+    row.chunk = chunk_length(n)
+    row.n_chunks = (n - 1) // row.chunk + 1
+    row.n_threads = n_threads
+    workspace = <char *> malloc(row.n_chunks * (sizeof(Sum) + sizeof(double)))
+    if workspace == NULL:
+        raise MemoryError("no memory for the kernel's workspace")
+    row.partials = <Sum *> workspace
+    row.largest = <double *> (workspace + row.n_chunks * sizeof(Sum))
+    with nogil:
+        for index in range(n_rows):
+            row.x_row = row_of(&x_operand, index)
+            row.b_row = row_of(&b_operand, index)
+            result = log_weighted(&row, &result_sign)
+            scatter_kind(y_operand.kind, row_of(&y_operand, index), 0, 1, &result)
+            scatter_kind(sign_operand.kind, row_of(&sign_operand, index), 0, 1, &result_sign)
+    free(workspace)
+
+
+# Columns ----------------------------------------------------------------------------------------
+
+cdef bint run_columns_range(
+    const Call *call, const Columns *template, Py_ssize_t first, Py_ssize_t last,
+    Py_ssize_t inner, real *unused
+) noexcept nogil:
+    """Blocks first ... last, numbered through the outer axes and the blocks of columns."""
+    cdef Py_ssize_t per_outer = (inner - 1) // COLUMNS + 1
+    cdef Py_ssize_t chunks = template.n_chunks, task, j
+    cdef Columns block = template[0]
+    cdef Row row
+    cdef Py_ssize_t row_chunk = chunk_length(block.n), row_chunks = (block.n - 1) // row_chunk + 1
+    cdef char *workspace = <char *> malloc(
+        chunks * COLUMNS * sizeof(Sum) + 4 * COLUMNS * sizeof(real)
+        + row_chunks * (sizeof(Sum) + sizeof(double)))
+    if workspace == NULL:
+        return False
+    memset(&row, 0, sizeof(Row))
+    row.x = call.x
+    row.y = call.y
+    row.n = block.n
+    row.chunk = row_chunk
+    row.n_chunks = row_chunks
+    row.n_threads = block.n_threads
+    row.skip = -1
+    block.partials = <Sum *> workspace
+    row.partials = block.partials + chunks * COLUMNS
+    row.largest = <double *> (row.partials + row_chunks)
+    block.parameters = row.largest + row_chunks
+    block.row = &row
+    for task in range(first, last):
+        j = task % per_outer * COLUMNS
+        block.width = inner - j if inner - j < COLUMNS else COLUMNS
+        block.x = row_of(call.x, task // per_outer) + j * sizeof(real)
+        block.y = row_of(call.y, task // per_outer) + j * block.y_column
+        run_columns(&block, call.operation == LOGSUMEXP, unused)
+    free(workspace)
+    return True
+
+
+cdef bint share_columns(
+    const Call *call, const Columns *template, Py_ssize_t inner, real *unused
+) noexcept nogil:
+    cdef int thread, failures = 0
+    cdef Py_ssize_t tasks = call.n_rows * ((inner - 1) // COLUMNS + 1)
+    cdef Py_ssize_t n_threads = call.n_threads
+    if call.inside or n_threads == 1:
+        return run_columns_range(call, template, 0, tasks, inner, unused)
+    for thread in prange(call.n_threads, num_threads=call.n_threads, schedule="static"):
+        failures += not run_columns_range(
+            call, template, share(tasks, thread, n_threads), share(tasks, thread + 1, n_threads),
+            inner, unused)
+    return failures == 0
+
+
+def columns(
+    cnp.ndarray x not None, cnp.ndarray out not None, Py_ssize_t n_outer, int operation,
+    bint streaming, int n_threads, bint inside,
+):
+    """Run `operation` along the last but one axis of `x`, whose last axis is contiguous.
+
+    `out` has the shape of `x`, or for logsumexp that of `x` with the last but one axis of length 1.
+    """
+    cdef Operand x_operand, y_operand
+    cdef Columns block
+    cdef Call call
+    cdef bint done
+    cdef int ndim = cnp.PyArray_NDIM(x)
+    cdef Py_ssize_t inner = cnp.PyArray_DIM(x, ndim - 1)
+    cdef Kind native = kind_of(x)
+    # For _rows.pxi one column is a row: a line along the reduced axis.
+    fill_operand(&x_operand, x, 2, native)
+    fill_operand(&y_operand, out, 2, native)
+    fill_walk(
+        &x_operand.line, cnp.PyArray_DIMS(x) + ndim - 2, cnp.PyArray_STRIDES(x) + ndim - 2, 1)
+    fill_walk(
+        &y_operand.line, cnp.PyArray_DIMS(out) + ndim - 2, cnp.PyArray_STRIDES(out) + ndim - 2, 1)
+    x_operand.direct = False
+    y_operand.direct = False
+    call.x = &x_operand
+    call.y = &y_operand
+    call.n_rows = n_outer
+    call.operation = <Operation> operation
+    call.n_threads = n_threads
+    call.inside = inside
+    memset(&block, 0, sizeof(Columns))
+    block.x_stride = cnp.PyArray_STRIDE(x, ndim - 2)
+    block.y_stride = cnp.PyArray_STRIDE(out, ndim - 2)
+    block.y_column = cnp.PyArray_STRIDE(out, ndim - 1)
+    block.n = cnp.PyArray_DIM(x, ndim - 2)
+    block.chunk = column_chunk(block.n)
+    block.n_chunks = (block.n - 1) // block.chunk + 1
+    block.n_threads = n_threads if inside else 1
+    block.logarithm = operation == LOG_SOFTMAX
+    block.streaming = streaming
+    block.overwrites = x_operand.data == y_operand.data
+    with nogil:
+        if native == KIND_F32:
+            done = share_columns(&call, &block, inner, <float *> NULL)
+        else:
+            done = share_columns(&call, &block, inner, <double *> NULL)
+    if not done:
+        raise MemoryError("no memory for the kernel's workspace")
+
+
+# One pass alone ---------------------------------------------------------------------------------
+
+cdef void run_single(Row *row, Pass which, real *unused, Sum *total, double *largest) noexcept nogil:
+    if which == REDUCE_MAX:
+        largest[0] = reduce_largest(row, unused)
+    elif which in (REDUCE_SUMEXP, REDUCE_STOREEXP, REDUCE_EXTEXP, REDUCE_STOREEXTEXP):
+        total[0] = reduce(row, which, unused)
+    else:
+        run_pass(row, which, unused)
+
+
+def single_pass(
+    int which, cnp.ndarray x not None, cnp.ndarray out not None, double maximum, double exponent,
+    double scale, cnp.ndarray refs, bint streaming, int n_threads,
+):
+    """Pass number `which` over the one-dimensional, contiguous x (and out).
+
+    Returns (largest, mantissa, exponent), of which a pass fills in what it finds.
+    """
+    cdef Operand x_operand, y_operand
+    cdef Row row
+    cdef Sum total
+    cdef double largest = 0, mantissa
+    cdef int shift
+    cdef Kind native = kind_of(x)
+    cdef Pass number = <Pass> which
+    cdef char *workspace
+    clear(&total)
+    fill_operand(&x_operand, x, 1, native)
+    fill_operand(&y_operand, out, 1, native)
+    memset(&row, 0, sizeof(Row))
+    row.x = &x_operand
+    row.y = &y_operand
+    row.x_row = x_operand.data
+    row.y_row = y_operand.data
+    row.n = cnp.PyArray_DIM(x, 0)
+    row.chunk = chunk_length(row.n)
+    row.n_chunks = (row.n - 1) // row.chunk + 1
+    row.n_threads = n_threads
+    row.streaming = streaming
+    row.overwrites = row.x_row == row.y_row and number != MAP_RESCALE and number != MAP_SCALE
+    row.terms = row.y_row
+    row.refs = NULL if refs is None else <double *> cnp.PyArray_DATA(refs)
+    row.skip = -1
+    # The loops want a factor between 1/2 and 1.
+    row.inverse = frexp(scale, &shift)
+    row.exponent = exponent - shift
+    begin(&row)
+    if number in (REDUCE_SUMEXP, REDUCE_STOREEXP, MAP_SCALEEXP):
+        anchor(&row, maximum)
+    # exp(x - maximum) = exp(x) * 2**-base * exp(base * ln 2 - maximum), nothing rounded per element.
+    if row.shift == 0 and number == MAP_SCALEEXP:
+        row.inverse = frexp(row.inverse * exp_of_rest(row.base, maximum), &shift)
+        row.exponent += row.base - shift
+    workspace = <char *> malloc(row.n_chunks * (sizeof(Sum) + sizeof(double)))
+    if workspace == NULL:
+        raise MemoryError("no memory for the kernel's workspace")
+    row.partials = <Sum *> workspace
+    row.largest = <double *> (workspace + row.n_chunks * sizeof(Sum))
+    with nogil:
+        if native == KIND_F32:
+            run_single(&row, number, <float *> NULL, &total, &largest)
+        else:
+            run_single(&row, number, <double *> NULL, &total, &largest)
+    free(workspace)
+    mantissa = total.high + total.low
+    if number == REDUCE_SUMEXP or number == REDUCE_STOREEXP:
+        total.exponent -= row.base
+    if row.shift == 0 and number == REDUCE_SUMEXP:
+        mantissa *= exp_of_rest(row.base, maximum)
+    return largest, mantissa, total.exponent
+
+
+cdef double exp_of_rest(double n, double x) noexcept nogil:
+    """exp(n * ln 2 - x) for n = round(x * log2 e)."""
+    return exp(n * LN2_LOW_F64 - fma(n, -LN2_HIGH_F64, x))
+
+
+def exp_parts(cnp.ndarray x not None, cnp.ndarray mantissas not None, cnp.ndarray exponents not None):
+    """The exponential's two parts for every element, for tests of its error."""
+    cdef Py_ssize_t i, n = cnp.PyArray_SIZE(x)
+    cdef const float *x32 = <const float *> cnp.PyArray_DATA(x)
+    cdef const double *x64 = <const double *> cnp.PyArray_DATA(x)
+    cdef float *m32 = <float *> cnp.PyArray_DATA(mantissas)
+    cdef double *m64 = <double *> cnp.PyArray_DATA(mantissas)
+    cdef float *e32 = <float *> cnp.PyArray_DATA(exponents)
+    cdef double *e64 = <double *> cnp.PyArray_DATA(exponents)
+    cdef Kind kind = kind_of(x)
+    cdef float magic32
+    cdef double magic64
+    set_magic(0, &magic32)
+    set_magic(0, &magic64)
+    with nogil:
+        if kind == KIND_F32:
+            for i in range(n):
+                e32[i] = rounded(x32[i], magic32) - magic32
+                m32[i] = mantissa(x32[i], e32[i])
+        else:
+            for i in range(n):
+                e64[i] = rounded(x64[i], magic64) - magic64
+                m64[i] = mantissa(x64[i], e64[i])

@@ -1,0 +1,501 @@
+# Rows: the passes over one row, and the algorithms made of them.
+#
+# A row is cut into chunks, a fixed grid that depends on its length alone, and every chunk into
+# blocks.  A pass is a function of one chunk, so it runs on one thread or on many; partial sums are
+# combined in grid order.  That is why no number of threads shows in the bits of a result.
+
+from cython.parallel cimport prange
+from libc.math cimport exp, fabs, log, log1p, rint
+from libc.stdlib cimport free, malloc
+
+cdef enum:
+    CHUNK = 16384  # elements, a multiple of every block
+    MAX_CHUNKS = 8192
+
+
+cdef enum Pass:
+    REDUCE_MAX
+    REDUCE_SUMEXP
+    MAP_SCALEEXP
+    REDUCE_STOREEXP
+    MAP_SCALE
+    REDUCE_EXTEXP
+    MAP_SCALEEXTEXP
+    REDUCE_STOREEXTEXP
+    MAP_RESCALE
+    MAP_SUBTRACT  # log_softmax: x - high - low
+    MAP_NAN
+
+
+cdef enum Algorithm:
+    TWO_PASS
+    TWO_PASS_RELOAD
+    THREE_PASS_RECOMPUTE
+    THREE_PASS_RELOAD
+
+
+ctypedef struct Row:
+    # One row, what its passes need, and what they have found so far.
+    const Operand *x
+    const Operand *y
+    const char *x_row
+    char *y_row
+    Py_ssize_t n
+    Py_ssize_t chunk
+    Py_ssize_t n_chunks
+    int n_threads
+    bint streaming   # write y by non-temporal stores
+    bint overwrites  # y is x: a block is computed beside it first
+    void *terms      # n terms, for the algorithms that reload them; may be y itself
+    double *refs     # reference exponent of the terms, one per block
+    Sum *partials    # one per chunk
+    double *largest  # one per chunk, of REDUCE_MAX
+    Py_ssize_t skip  # an element that REDUCE_EXTEXP leaves out, or -1
+    double shift     # subtracted from x before exp: the maximum where that is huge, else 0
+    double base      # the maximum's exponent, for the algorithms that know it, else NaN
+    double exponent
+    double inverse
+    double high, low
+
+
+cdef inline Py_ssize_t chunk_length(Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t chunk = (n + MAX_CHUNKS - 1) // MAX_CHUNKS
+    chunk = (chunk + BLOCK_BYTES - 1) // BLOCK_BYTES * BLOCK_BYTES
+    return chunk if chunk > CHUNK else CHUNK
+
+
+cdef inline Py_ssize_t block_length(const real *unused) noexcept nogil:
+    return BLOCK_BYTES // sizeof(real)
+
+
+# Sums -------------------------------------------------------------------------------------------
+
+cdef inline void clear(Sum *s) noexcept nogil:
+    s.high = 0
+    s.low = 0
+    s.exponent = 0
+    s.top = -INFINITY
+    s.too_high = False
+    s.too_low = False
+
+
+cdef void combine(Sum *a, const Sum *b) noexcept nogil:
+    """a += b, exact in the exponent."""
+    cdef double scale
+    a.too_high |= b.too_high
+    a.too_low |= b.too_low
+    a.top = b.top if b.top > a.top else a.top
+    if not (fabs(a.high) < INFINITY and fabs(b.high) < INFINITY):
+        a.high += b.high
+        return
+    if b.high == 0:
+        return
+    if a.high == 0:
+        a.high = b.high
+        a.low = b.low
+        a.exponent = b.exponent
+        return
+    if a.exponent >= b.exponent:
+        scale = power(b.exponent - a.exponent)
+        two_sum(&a.high, &a.low, b.high * scale)
+        a.low += b.low * scale
+    else:
+        scale = power(a.exponent - b.exponent)
+        a.high *= scale
+        a.low *= scale
+        a.exponent = b.exponent
+        two_sum(&a.high, &a.low, b.high)
+        a.low += b.low
+
+
+cdef inline void normalise(Sum *s) noexcept nogil:
+    """The one representation of the value with 1 <= |high| < 2."""
+    cdef uint64_t representation
+    cdef double k, high
+    if s.high == 0 or not fabs(s.high) < INFINITY:
+        return
+    high = s.high + s.low
+    s.low = (s.high - high) + s.low
+    memcpy(&representation, &high, 8)
+    k = <double> (<int64_t> (representation >> MANTISSA_BITS_F64 & 0x7FF) - EXPONENT_BIAS_F64)
+    s.high = high * power(-k)
+    s.low *= power(-k)
+    s.exponent += k
+
+
+# Passes over a chunk ----------------------------------------------------------------------------
+
+cdef inline double exponent_of(double x) noexcept nogil:
+    return rint(x * LOG2E_F64)
+
+
+cdef void careful_terms(const real *x, real *terms, Py_ssize_t n, Sum *part) noexcept nogil:
+    """block_terms() for a block with NaN, infinities, masked or far apart elements."""
+    cdef double top = block_max(x, n), k = exponent_of(top)
+    clear(part)
+    if top != top or top == INFINITY:
+        part.high = top  # no result needs the terms
+        return
+    part.too_high = k > EXPONENT_LIMIT
+    part.too_low = -INFINITY < k < -EXPONENT_LIMIT
+    if part.too_high or k < -EXPONENT_LIMIT:
+        if terms != NULL:
+            memset(terms, 0, n * sizeof(real))
+        return
+    block_clamped_terms(x, terms, n, k - highest(x), <real> 0, part)
+    part.top = k
+
+
+cdef void sum_terms(
+    const Row *row, Py_ssize_t start, Py_ssize_t stop, real *terms, Sum *out
+) noexcept nogil:
+    """Sum of exp over elements start ... stop, the terms kept in `terms` unless that is NULL.
+
+    reduce_extexp and reduce_storeextexp find a reference exponent on the way; reduce_sumexp and
+    reduce_storeexp know the maximum's.  Up to scaling by a power of two their terms are the same,
+    exp(x) rather than exp(x - max): the subtraction would round.
+    """
+    cdef char space[BLOCK_BYTES + LINE_BYTES]
+    cdef char term_space[BLOCK_BYTES + LINE_BYTES]
+    cdef real *buffer = <real *> aligned(space)
+    cdef real *term_buffer = <real *> aligned(term_space)
+    cdef Py_ssize_t block = block_length(terms), i = start, count
+    cdef const real *x
+    cdef real *to
+    cdef bint anchored = row.base == row.base
+    cdef double ref = row.base - highest(terms)
+    cdef bint careful = row.shift != 0
+    cdef Sum part
+    clear(out)
+    while i < stop:
+        count = stop - i if stop - i < block else block
+        x = load(row.x, row.x_row, i, count, buffer)
+        if i == start and not anchored:
+            # Any nearby exponent will do as the reference; the first element's is at hand.
+            ref = exponent_of(x[0]) + window(x)
+            careful = not fabs(ref) < EXPONENT_LIMIT
+        to = NULL
+        if terms != NULL:
+            to = term_buffer if <const real *> terms + i == x else terms + i
+        clear(&part)
+        if not careful:
+            careful = not block_terms(x, to, count, ref, &part)
+        # One failure makes the rest of the chunk careful: masked elements come in company.
+        if careful and anchored:
+            block_clamped_terms(x, to, count, ref, <real> row.shift, &part)
+        elif careful:
+            careful_terms(x, to, count, &part)
+        if terms != NULL:
+            row.refs[i // block] = part.exponent
+            if to == term_buffer:
+                memcpy(terms + i, to, count * sizeof(real))
+        combine(out, &part)
+        i += count
+
+
+cdef double largest_of(
+    const Row *row, Py_ssize_t start, Py_ssize_t stop, const real *unused
+) noexcept nogil:
+    """reduce_max of elements start ... stop."""
+    cdef char space[BLOCK_BYTES + LINE_BYTES]
+    cdef real *buffer = <real *> aligned(space)
+    cdef Py_ssize_t i = start, count
+    cdef double result = -INFINITY, value
+    while i < stop:
+        count = stop - i if stop - i < block_length(unused) else block_length(unused)
+        value = block_max(load(row.x, row.x_row, i, count, buffer), count)
+        result = value if value > result or value != value else result
+        if result != result:
+            return result
+        i += count
+    return result
+
+
+cdef void map_blocks(
+    const Row *row, Pass which, Py_ssize_t start, Py_ssize_t stop, const real *terms
+) noexcept nogil:
+    """The second or third pass over elements start ... stop."""
+    cdef char space[BLOCK_BYTES + LINE_BYTES]
+    cdef char y_space[BLOCK_BYTES + LINE_BYTES]
+    cdef real *buffer = <real *> aligned(space)
+    cdef real *y_buffer = <real *> aligned(y_space)
+    cdef Py_ssize_t block = block_length(terms), i = start, count, j
+    cdef const real *x
+    cdef real *y
+    cdef real inverse = <real> row.inverse
+    cdef bint beside = row.streaming or row.overwrites or not row.y.direct
+    cdef bint careful = row.shift != 0
+    while i < stop:
+        count = stop - i if stop - i < block else block
+        y = y_buffer if beside else <real *> row.y_row + i
+        if which == MAP_SCALEEXTEXP or which == MAP_SCALEEXP:
+            x = load(row.x, row.x_row, i, count, buffer)
+            careful = careful or not block_map(x, y, count, row.exponent, inverse)
+            if careful:
+                block_clamped_map(x, y, count, row.exponent, <real> row.shift, inverse)
+        elif which == MAP_RESCALE or which == MAP_SCALE:
+            block_rescale(terms + i, y, count, row.refs[i // block] - row.exponent, inverse)
+        elif which == MAP_SUBTRACT:
+            x = load(row.x, row.x_row, i, count, buffer)
+            block_subtract(x, y, count, <real> row.high, <real> row.low)
+        else:
+            for j in range(count):
+                y[j] = <real> NAN
+        store(row.y, row.y_row, i, count, y, row.streaming)
+        i += count
+    if row.streaming:
+        fence()
+
+
+cdef void run_chunk(const Row *row, Pass which, Py_ssize_t index, real *unused) noexcept nogil:
+    cdef Py_ssize_t start = index * row.chunk, stop = start + row.chunk
+    cdef real *terms = <real *> row.terms
+    cdef Sum part
+    stop = stop if stop < row.n else row.n
+    if which == REDUCE_MAX:
+        row.largest[index] = largest_of(row, start, stop, unused)
+    elif which == REDUCE_STOREEXTEXP or which == REDUCE_STOREEXP:
+        sum_terms(row, start, stop, terms, &row.partials[index])
+    elif (which == REDUCE_EXTEXP or which == REDUCE_SUMEXP) and start <= row.skip < stop:
+        sum_terms(row, start, row.skip, <real *> NULL, &row.partials[index])
+        sum_terms(row, row.skip + 1, stop, <real *> NULL, &part)
+        combine(&row.partials[index], &part)
+    elif which == REDUCE_EXTEXP or which == REDUCE_SUMEXP:
+        sum_terms(row, start, stop, <real *> NULL, &row.partials[index])
+    else:
+        map_blocks(row, which, start, stop, terms)
+
+
+cdef void run_pass(const Row *row, Pass which, real *unused) noexcept nogil:
+    """One pass over the whole row, its chunks shared out among the threads."""
+    cdef Py_ssize_t index
+    if row.n_threads == 1:
+        for index in range(row.n_chunks):
+            run_chunk(row, which, index, unused)
+    else:
+        for index in prange(row.n_chunks, num_threads=row.n_threads, schedule="static"):
+            run_chunk(row, which, index, unused)
+
+
+cdef Sum reduce(const Row *row, Pass which, real *unused) noexcept nogil:
+    """run_pass() and its partial sums combined in grid order, normalised."""
+    cdef Py_ssize_t index
+    cdef Sum total
+    run_pass(row, which, unused)
+    total = row.partials[0]
+    for index in range(1, row.n_chunks):
+        combine(&total, &row.partials[index])
+    normalise(&total)
+    return total
+
+
+cdef double reduce_largest(const Row *row, real *unused) noexcept nogil:
+    cdef Py_ssize_t index
+    cdef double result, value
+    run_pass(row, REDUCE_MAX, unused)
+    result = row.largest[0]
+    for index in range(1, row.n_chunks):
+        value = row.largest[index]
+        result = value if value > result or value != value else result
+    return result
+
+
+# softmax ----------------------------------------------------------------------------------------
+
+cdef void begin(Row *row) noexcept nogil:
+    """Forget the maximum: the passes over extended numbers do not need it."""
+    row.shift = 0
+    row.base = NAN
+
+
+cdef void anchor(Row *row, double maximum) noexcept nogil:
+    """Make the passes that come relative to the maximum."""
+    row.base = exponent_of(maximum)
+    row.shift = 0
+    if fabs(row.base) > EXPONENT_LIMIT:  # then x - max is exact, or its exp is 0
+        row.base = 0
+        row.shift = maximum
+
+
+cdef void softmax_from_maximum(Row *row, bint keep, real *unused) noexcept nogil:
+    """The first two of three passes: row.exponent, row.inverse.  Rows of NaN: inverse NaN."""
+    cdef double maximum = reduce_largest(row, unused)
+    cdef Sum total
+    row.inverse = NAN
+    row.exponent = 0
+    if fabs(maximum) < INFINITY:
+        anchor(row, maximum)
+        total = reduce(row, REDUCE_STOREEXP if keep else REDUCE_SUMEXP, unused)
+        row.exponent = total.exponent
+        row.inverse = 1 / (total.high + total.low)
+
+
+cdef void softmax_from_sum(Row *row, const Sum *total, real *unused) noexcept nogil:
+    """row.exponent, row.inverse from the extended sum.  Rows that only three passes can do get a
+    row.shift as well; rows of NaN an inverse of NaN."""
+    row.inverse = NAN
+    row.exponent = 0
+    if total.too_high or (total.high == 0 and total.too_low):
+        softmax_from_maximum(row, False, unused)
+    elif 0 < total.high < INFINITY:
+        row.exponent = total.exponent
+        row.inverse = 1 / (total.high + total.low)
+
+
+cdef void softmax_row(Row *row, Algorithm algorithm, real *unused) noexcept nogil:
+    """All four algorithms give the same bits: their sums have the same terms in the same order,
+    and 1/sum times a term is rounded once in each."""
+    cdef bint keep = algorithm == TWO_PASS_RELOAD or algorithm == THREE_PASS_RELOAD
+    cdef Sum total
+    begin(row)
+    if algorithm == TWO_PASS or algorithm == TWO_PASS_RELOAD:
+        total = reduce(row, REDUCE_STOREEXTEXP if keep else REDUCE_EXTEXP, unused)
+        softmax_from_sum(row, &total, unused)
+        keep = keep and row.base != row.base  # else the terms kept are not those of the sum
+    else:
+        softmax_from_maximum(row, keep, unused)
+    if row.inverse != row.inverse:
+        run_pass(row, MAP_NAN, unused)
+    else:
+        run_pass(row, MAP_RESCALE if keep else MAP_SCALEEXTEXP, unused)
+
+
+# log_softmax, logsumexp -------------------------------------------------------------------------
+
+cdef Py_ssize_t position_of(const Row *row, double value, real *unused) noexcept nogil:
+    """First position of `value`, known to be in the row and the largest of its chunk."""
+    cdef char space[BLOCK_BYTES + LINE_BYTES]
+    cdef real *buffer = <real *> aligned(space)
+    cdef const real *x
+    cdef Py_ssize_t index = 0, i, j, count, block = block_length(unused)
+    while row.largest[index] != value:
+        index += 1
+    i = index * row.chunk
+    while i < row.n:
+        count = row.n - i if row.n - i < block else block
+        x = load(row.x, row.x_row, i, count, buffer)
+        for j in range(count):
+            if x[j] == value:
+                return i + j
+        i += count
+    return 0
+
+
+cdef void sum_in_two(double a, double b, double *high, double *low) noexcept nogil:
+    """high + low = a + b, high = the rounded sum."""
+    low[0] = 0
+    high[0] = a
+    two_sum(high, low, b)
+
+
+cdef inline double exact_to(const real *unused) noexcept nogil:
+    """How small a part of a sum is known to better than its own rounding: float terms are added in
+    double, double terms in pairs."""
+    if real is float:
+        return 1e-6
+    else:
+        return 1e-12
+
+
+cdef bint dominated(Row *row, const Sum *total, real *unused) noexcept nogil:
+    """Whether one element holds a large share of the sum; then log sum = high + low with high the
+    element and low = log1p(rest / exp(element)), accurate however small it is."""
+    cdef double largest, n, t, rest, ratio, reduced
+    cdef real as_real, unit_magic
+    cdef Sum others
+    # exp(x) < sqrt(2) * 2**top. A cheap no, and no is the usual answer.
+    if power(total.top - total.exponent) < 0.25 * total.high:
+        return False
+    largest = reduce_largest(row, unused)
+    as_real = <real> largest
+    set_magic(0, &unit_magic)
+    n = rounded(as_real, unit_magic) - unit_magic
+    t = mantissa(as_real, <real> n) * power(n - total.exponent)
+    if t < 0.4 * total.high:
+        return False
+    reduced = fma(n, -LN2_HIGH_F64, largest) - n * LN2_LOW_F64
+    # The sum is exact far beyond its terms, so most of the time the element can be taken out again.
+    rest = (total.high - t) + total.low
+    if rest > exact_to(unused) * total.high:
+        ratio = rest * power(total.exponent - n)
+    else:
+        row.skip = position_of(row, largest, unused)
+        others = reduce(row, REDUCE_EXTEXP, unused)
+        row.skip = -1
+        ratio = (others.high + others.low) * power(others.exponent - n)
+    row.high = largest
+    row.low = log1p(ratio / exp(reduced))
+    return True
+
+
+cdef void log_from_sum(Row *row, const Sum *sum, real *unused) noexcept nogil:
+    """row.high + row.low = log of the extended sum."""
+    cdef Sum total = sum[0]
+    row.low = 0
+    if total.too_high or (total.high == 0 and total.too_low):
+        row.high = reduce_largest(row, unused)
+        if fabs(row.high) < INFINITY:
+            anchor(row, row.high)
+            total = reduce(row, REDUCE_SUMEXP, unused)
+            row.low = log(total.high) + total.exponent * M_LN2
+            begin(row)
+    elif not total.high < INFINITY:
+        row.high = total.high
+    elif total.high == 0:
+        row.high = -INFINITY
+    elif not dominated(row, &total, unused):
+        if total.high > 1.5:  # so that log(high) and exponent * ln 2 do not cancel
+            total.high *= 0.5
+            total.low *= 0.5
+            total.exponent += 1
+        sum_in_two(
+            total.exponent * LN2_HIGH_F64,
+            total.exponent * LN2_LOW_F64 + (log(total.high) + total.low / total.high),
+            &row.high, &row.low)
+
+
+cdef void split_total(Row *row, real *unused) noexcept nogil:
+    """Make row.high a number of the kernel's own type, for MAP_SUBTRACT; NaN where it is infinite."""
+    cdef double total = row.high + row.low
+    if not fabs(total) < INFINITY:
+        row.high = NAN
+    elif <double> <real> row.high != row.high:
+        row.high = <real> total
+        row.low = total - row.high
+
+
+cdef void log_softmax_row(Row *row, real *unused) noexcept nogil:
+    cdef Sum total
+    begin(row)
+    total = reduce(row, REDUCE_EXTEXP, unused)
+    log_from_sum(row, &total, unused)
+    split_total(row, unused)
+    run_pass(row, MAP_NAN if row.high != row.high else MAP_SUBTRACT, unused)
+
+
+cdef void logsumexp_from_sum(Row *row, const Sum *total, real *unused) noexcept nogil:
+    """The result in y's only element."""
+    cdef double result
+    cdef Operand widened
+    cdef Sum precise
+    cdef const Operand *x = row.x
+    log_from_sum(row, total, unused)
+    result = row.high + row.low
+    if real is float:
+        if fabs(result) < 0.5:
+            # Float terms leave an absolute error of 2**-24, much for a result near 0.
+            widened = x[0]
+            widened.direct = False
+            row.x = &widened
+            precise = reduce(row, REDUCE_EXTEXP, <double *> NULL)
+            log_from_sum(row, &precise, <double *> NULL)
+            row.x = x
+            result = row.high + row.low
+    scatter_kind(row.y.kind, row.y_row, 0, 1, &result)
+
+
+cdef void logsumexp_row(Row *row, real *unused) noexcept nogil:
+    cdef Sum total
+    begin(row)
+    total = reduce(row, REDUCE_EXTEXP, unused)
+    logsumexp_from_sum(row, &total, unused)

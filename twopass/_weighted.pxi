@@ -1,0 +1,137 @@
+# logsumexp with weights b: log |sum(b * exp(x))| and the sign of the sum, always in double, in two
+# reads of x and b: the largest x that counts, then the sum.  An element whose weight is 0 does not
+# count, whatever x is there.
+
+ctypedef struct Weighted:
+    const Operand *x
+    const Operand *b
+    const char *x_row
+    const char *b_row
+    Py_ssize_t n
+    Py_ssize_t chunk
+    Py_ssize_t n_chunks
+    int n_threads
+    double shift
+    Sum *partials     # one per chunk; top is the largest |b * exp(x - shift)|, low its position
+    double *largest   # one per chunk
+    Py_ssize_t skip   # an element that is left out, or -1
+
+
+cdef Py_ssize_t load_weighted(
+    const Weighted *row, Py_ssize_t start, Py_ssize_t stop, double *x, double *b
+) noexcept nogil:
+    """Copy the next block of both; x is -inf where it does not count.  Returns its length."""
+    cdef Py_ssize_t j, count = BLOCK_DOUBLES
+    cdef const double *from_x
+    cdef const double *from_b
+    count = stop - start if stop - start < count else count
+    from_x = load(row.x, row.x_row, start, count, x)
+    from_b = load(row.b, row.b_row, start, count, b)
+    for j in range(count):
+        b[j] = from_b[j]
+        x[j] = -INFINITY if from_b[j] == 0 or start + j == row.skip else from_x[j]
+    return count
+
+
+cdef void weighted_chunk(const Weighted *row, bint maximum, Py_ssize_t index) noexcept nogil:
+    cdef double x[BLOCK_DOUBLES]
+    cdef double b[BLOCK_DOUBLES]
+    cdef double terms[BLOCK_DOUBLES]
+    cdef double value
+    cdef Py_ssize_t i = index * row.chunk, stop = i + row.chunk, j, count
+    cdef Sum *out = &row.partials[index]
+    cdef Sum part
+    stop = stop if stop < row.n else row.n
+    if maximum:
+        row.largest[index] = -INFINITY
+    else:
+        clear(out)
+    while i < stop:
+        count = load_weighted(row, i, stop, x, b)
+        if maximum:
+            value = block_max(<const double *> x, count)
+            if value > row.largest[index] or value != value:
+                row.largest[index] = value
+            if value != value:
+                return
+        else:
+            block_clamped_terms(<const double *> x, terms, count, 0, row.shift, &part)
+            for j in range(count):
+                value = terms[j] * b[j] if b[j] != 0 else 0
+                two_sum(&out.high, &out.low, value)
+                if fabs(value) > out.top:
+                    out.top = fabs(value)
+                    out.exponent = <double> (i + j)
+        i += count
+
+
+cdef void run_weighted(const Weighted *row, bint maximum) noexcept nogil:
+    cdef Py_ssize_t index
+    for index in prange(
+        row.n_chunks, num_threads=row.n_threads, schedule="static",
+        use_threads_if=row.n_threads > 1
+    ):
+        weighted_chunk(row, maximum, index)
+
+
+cdef double weighted_total(const Weighted *row, double *top, Py_ssize_t *position) noexcept nogil:
+    """The sum of all chunks; its largest term and where it is."""
+    cdef double high = 0, low = 0
+    cdef Py_ssize_t index
+    run_weighted(row, False)
+    top[0] = 0
+    for index in range(row.n_chunks):
+        two_sum(&high, &low, row.partials[index].high)
+        low += row.partials[index].low
+        if row.partials[index].top > top[0]:
+            top[0] = row.partials[index].top
+            position[0] = <Py_ssize_t> row.partials[index].exponent
+    return high + low if fabs(high) < INFINITY else high
+
+
+cdef double infinite_total(const Weighted *row) noexcept nogil:
+    """Sum of b * inf over the elements that are +inf: an infinity, or NaN."""
+    cdef double x[BLOCK_DOUBLES]
+    cdef double b[BLOCK_DOUBLES]
+    cdef double total = 0
+    cdef Py_ssize_t i = 0, j, count
+    while i < row.n:
+        count = load_weighted(row, i, row.n, x, b)
+        for j in range(count):
+            if x[j] == INFINITY:
+                total += b[j] * INFINITY
+        i += count
+    return total
+
+
+cdef double log_weighted(Weighted *row, double *sign) noexcept nogil:
+    """log |sum| and the sign of the sum (0 for an empty one, NaN where the sum is)."""
+    cdef double total, top, rest, unused_top, x, b
+    cdef Py_ssize_t index, position = 0, unused_position
+    row.skip = -1
+    run_weighted(row, True)
+    row.shift = row.largest[0]
+    for index in range(1, row.n_chunks):
+        x = row.largest[index]
+        row.shift = x if x > row.shift or x != x else row.shift
+    sign[0] = 0
+    if row.shift == -INFINITY:
+        return -INFINITY
+    if row.shift != row.shift:
+        sign[0] = NAN
+        return NAN
+    if row.shift == INFINITY:
+        total = infinite_total(row)
+        sign[0] = total if total != total else (1 if total > 0 else -1)
+        return fabs(total)
+    total = weighted_total(row, &top, &position)
+    sign[0] = total if total != total else (total > 0) - (total < 0)
+    if not 0.4 * fabs(total) < top < 2.5 * fabs(total):
+        return log(fabs(total)) + row.shift
+    # One element holds most of the sum: log1p of the rest keeps what the rest adds.
+    row.skip = position
+    rest = weighted_total(row, &unused_top, &unused_position)
+    row.skip = -1
+    gather(row.x, row.x_row, position, 1, &x)
+    gather(row.b, row.b_row, position, 1, &b)
+    return (x + log(fabs(b))) + log1p(rest / (b * exp(x - row.shift)))
