@@ -89,7 +89,9 @@ def polynomial(form):
 
     coefficients = [rounded(c, form.digits) for c in remez(rest, weight, form.degree - 1)]
     grid = [HALF_LN2 * mp.mpf(k) / 1000 for k in range(-1000, 1001) if k]
-    return coefficients, max(abs(weight(r) * (rest(r) - mp.polyval(coefficients[::-1], r))) for r in grid)
+    return coefficients, max(
+        abs(weight(r) * (rest(r) - mp.polyval(coefficients[::-1], r))) for r in grid
+    )
 
 
 def constants():

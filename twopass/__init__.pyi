@@ -1,0 +1,67 @@
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from twopass import isa as isa
+from twopass import passes as passes
+from twopass import stream as stream
+from twopass._plan import Plan
+
+__version__: str
+
+_Axis = int | tuple[int, ...] | None
+_Algorithm = Literal[
+    "auto", "two_pass", "two_pass_reload", "three_pass_recompute", "three_pass_reload"
+]
+_Function = Literal["softmax", "log_softmax", "logsumexp"]
+
+def softmax(
+    x: ArrayLike,
+    axis: _Axis = None,
+    *,
+    out: NDArray[Any] | None = None,
+    algorithm: _Algorithm = "auto",
+    n_threads: int | None = None,
+) -> NDArray[Any]: ...
+def log_softmax(
+    x: ArrayLike,
+    axis: _Axis = None,
+    *,
+    out: NDArray[Any] | None = None,
+    n_threads: int | None = None,
+) -> NDArray[Any]: ...
+@overload
+def logsumexp(
+    a: ArrayLike,
+    axis: _Axis = None,
+    b: ArrayLike | None = None,
+    keepdims: bool = False,
+    return_sign: Literal[False] = False,
+    *,
+    out: NDArray[Any] | None = None,
+    n_threads: int | None = None,
+) -> NDArray[Any] | np.floating[Any]: ...
+@overload
+def logsumexp(
+    a: ArrayLike,
+    axis: _Axis = None,
+    b: ArrayLike | None = None,
+    keepdims: bool = False,
+    *,
+    return_sign: Literal[True],
+    out: NDArray[Any] | None = None,
+    n_threads: int | None = None,
+) -> tuple[NDArray[Any] | np.floating[Any], NDArray[Any] | np.floating[Any]]: ...
+def plan(
+    shape: int | tuple[int, ...],
+    dtype: DTypeLike = ...,
+    axis: _Axis = None,
+    *,
+    function: _Function = "softmax",
+    algorithm: _Algorithm = "auto",
+    n_threads: int | None = None,
+    in_place: bool = False,
+) -> Plan: ...
+def build_config() -> dict[str, Any]: ...
+def show_config() -> None: ...

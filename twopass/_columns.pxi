@@ -2,14 +2,18 @@
 # column, on blocks of columns so narrow that their sums stay in L1.
 #
 # The grid is of rows alone, so neither the number of threads nor the width of a block shows in the
-# bits.  As in _blocks.pxi, fast loops watch the range and careful ones repeat what left it.  Columns
-# that need more (huge values, +inf, one dominant element) get their sum from _rows.pxi, one by one;
-# the map below serves them all.
+# bits.  As in _blocks.pxi, fast loops watch the range and careful ones repeat what left it.
+# Columns that need more (huge values, +inf, one dominant element) get their sum from _rows.pxi,
+# one by one; the map below serves them all.
 
 cdef enum:
     COLUMNS = 256        # columns of a block
+    # Columns between two rounds of prefetches, when summing and when mapping: of a larger number
+    # in one go, some get lost.
+    NARROW = 32
+    WIDE = 128
     BLOCK_ROWS = 64      # rows of a block, an even number
-    PREFETCH_ROWS = 6
+    PREFETCH_ROWS = 12
     COLUMN_CHUNK = 4096  # rows of a chunk, at least; a multiple of BLOCK_ROWS
     MAX_COLUMN_CHUNKS = 32
 
@@ -77,19 +81,23 @@ cdef inline void column_clamped_terms(
 
 
 cdef inline void map_line(
-    const real *x, real *y, Py_ssize_t width, const real *magic, const real *inverse,
-    bits *low, bits *high
+    const real *x, real *y, Py_ssize_t width, const char *ahead, const real *magic,
+    const real *inverse, bits *low, bits *high
 ) noexcept nogil:
-    """One row of the second pass, and the range of its rounded() values."""
-    cdef Py_ssize_t j
+    """One row of the second pass, and the range of its rounded() values; requests `ahead`."""
+    cdef Py_ssize_t j, k = 0, count
     cdef real t
     cdef bits i, least = low[0], most = high[0]
-    for j in range(width):
-        t = rounded(x[j], magic[j])
-        i = bits_of(t, least)
-        least = i if i < least else least
-        most = i if i > most else most
-        y[j] = times_power(mantissa(x[j], t - magic[j]) * inverse[j], t)
+    while k < width:
+        count = width - k if width - k < WIDE else WIDE
+        prefetch_lines(ahead + k * sizeof(real), count * sizeof(real))
+        for j in range(k, k + count):
+            t = rounded(x[j], magic[j])
+            i = bits_of(t, least)
+            least = i if i < least else least
+            most = i if i > most else most
+            y[j] = times_power(mantissa(x[j], t - magic[j]) * inverse[j], t)
+        k += count
     low[0] = least
     high[0] = most
 
@@ -112,8 +120,9 @@ cdef bint try_block(
     cdef double new_error[COLUMNS]
     cdef bits low[COLUMNS]
     cdef bits high[COLUMNS]
-    cdef Py_ssize_t i, j, width = block.width
+    cdef Py_ssize_t i, j, count, width = block.width
     cdef const real *a
+    cdef const real *b
     cdef real t
     cdef bint inside = True
     memcpy(new_total, total, width * sizeof(double))
@@ -123,12 +132,17 @@ cdef bint try_block(
         high[j] = limit_low
     for i in range(start, start + rows, 2):
         a = <const real *> (block.x + i * block.x_stride)
-        for j in range(2):
+        b = <const real *> (<const char *> a + block.x_stride)
+        j = 0
+        while j < width:
+            count = width - j if width - j < NARROW else NARROW
             prefetch_lines(
-                <const char *> a + (PREFETCH_ROWS + j) * block.x_stride, width * sizeof(real))
-        column_terms(
-            a, <const real *> (<const char *> a + block.x_stride), width, magic, new_total,
-            new_error, low, high)
+                <const char *> (a + j) + PREFETCH_ROWS * block.x_stride, count * sizeof(real))
+            prefetch_lines(
+                <const char *> (b + j) + PREFETCH_ROWS * block.x_stride, count * sizeof(real))
+            column_terms(
+                a + j, b + j, count, magic + j, new_total + j, new_error + j, low + j, high + j)
+            j += count
     for j in range(width):
         inside &= low[j] >= limit_low and high[j] <= limit_high
     if not inside:
@@ -136,7 +150,7 @@ cdef bint try_block(
     memcpy(total, new_total, width * sizeof(double))
     memcpy(error, new_error, width * sizeof(double))
     for j in range(width):
-        memcpy(&t, &high[j], sizeof(real))
+        memcpy(&t, &high[j], sizeof(real) if sizeof(real) < sizeof(bits) else sizeof(bits))
         sums[j].top = t - magic[j] if t - magic[j] > sums[j].top else sums[j].top
     return True
 
@@ -253,6 +267,7 @@ cdef void map_columns(
     cdef bint careful = block.logarithm
     cdef Py_ssize_t i, j
     cdef const real *x
+    cdef const char *ahead
     cdef real *y
     cdef int32_t low32 = 0, high32 = 0, least32, most32
     cdef int64_t low64 = 0, high64 = 0, least64, most64
@@ -265,21 +280,21 @@ cdef void map_columns(
     for i in range(start, stop):
         x = <const real *> (block.x + i * block.x_stride)
         y = <real *> buffer if beside else <real *> (block.y + i * block.y_stride)
-        prefetch_lines(
-            <const char *> x + PREFETCH_ROWS * block.x_stride, block.width * sizeof(real))
+        ahead = <const char *> x + PREFETCH_ROWS * block.x_stride
         if block.logarithm:
+            prefetch_lines(ahead, block.width * sizeof(real))
             for j in range(block.width):
                 y[j] = (x[j] - shift[j]) - floor[j]
         if not careful:
             if real is float:
                 least32 = high32
                 most32 = low32
-                map_line(x, y, block.width, magic, inverse, &least32, &most32)
+                map_line(x, y, block.width, ahead, magic, inverse, &least32, &most32)
                 careful = least32 < low32 or most32 > high32
             else:
                 least64 = high64
                 most64 = low64
-                map_line(x, y, block.width, magic, inverse, &least64, &most64)
+                map_line(x, y, block.width, ahead, magic, inverse, &least64, &most64)
                 careful = least64 < low64 or most64 > high64
         if careful and not block.logarithm:
             for j in range(block.width):

@@ -153,5 +153,6 @@ cdef inline bits bits_of(real t, bits unused) noexcept nogil:
     the value, a NaN or a negative number is far out of range, and comparing integers does not
     compete with the multiplications for ports."""
     cdef bits i = 0
-    memcpy(&i, &t, sizeof(real))
+    # Of one width in every use; Cython also generates the other two combinations.
+    memcpy(&i, &t, sizeof(real) if sizeof(real) < sizeof(bits) else sizeof(bits))
     return i

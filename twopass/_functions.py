@@ -1,6 +1,7 @@
 """softmax, log_softmax, logsumexp: arguments, axes and outputs; one planned kernel call each."""
 
 import functools
+import math
 import operator
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from twopass import isa
 from twopass._machine import machine
 from twopass._plan import MIN_COLUMNS, Geometry, Plan, choose
-from twopass._threads import check, thread_count
+from twopass._threads import ELEMENTS_PER_THREAD, check, thread_count
 from twopass.passes import ALGORITHMS
 
 _FLOAT32, _FLOAT64, _FLOAT16 = np.dtype("f4"), np.dtype("f8"), np.dtype("f2")
@@ -170,6 +171,14 @@ def logsumexp(
     >>> twopass.logsumexp([1.0, 2.0], b=[1.0, -1.0], return_sign=True)
     (np.float64(1.5413248546129181), np.float64(-1.0))
     """
+    if b is None and out is None and not return_sign:
+        small = _small("logsumexp", a, axis, "auto", n_threads, False)
+        if small is not None:
+            n_reduced = small[0]
+            shape = a.shape[: a.ndim - n_reduced]
+            result = np.empty(shape + (1,) * n_reduced, a.dtype)
+            isa.kernels().compute.rows(a, result, *small)
+            return result if keepdims else result.reshape(shape)[()]
     n_threads = check(n_threads)
     a = _operand("a", a)
     weights = None
@@ -305,7 +314,9 @@ def _axes(axis, ndim: int) -> tuple[int, ...]:
         try:
             number = operator.index(entry)
         except TypeError:
-            raise TypeError(f"axis must be an integer, a tuple of them or None, not {axis!r}") from None
+            raise TypeError(
+                f"axis must be an integer, a tuple of them or None, not {axis!r}"
+            ) from None
         if not -ndim <= number < ndim:
             raise np.exceptions.AxisError(number, ndim)
         axes.append(number % ndim)
@@ -332,14 +343,24 @@ def _checked_out(out, shape, dtype) -> np.ndarray:
 
 
 def _map(function, x, axis, out, algorithm, n_threads):
-    """softmax and log_softmax."""
-    if type(x) is not np.ndarray or x.dtype not in _NATIVE:
-        x = _operand("x", x)
-    if algorithm != "auto":
-        _check_algorithm(algorithm)
+    """Softmax and log_softmax."""
+    small = _small(function, x, axis, algorithm, n_threads, out is x)
+    if small is not None:
+        if out is None:
+            result = np.empty(x.shape, x.dtype)
+            isa.kernels().compute.rows(x, result, *small)
+            return result
+        if out is x or (
+            type(out) is np.ndarray and out.flags.carray and out.shape == x.shape
+            and out.dtype == x.dtype and not np.may_share_memory(x, out)
+        ):  # fmt: skip
+            isa.kernels().compute.rows(x, out, *small)
+            return out
+    _check_algorithm(algorithm)
     n_threads = check(n_threads)
+    x = _operand("x", x)
     axes = _axes(axis, x.ndim)
-    dtype = x.dtype if x.dtype in _NATIVE else _result_dtype("x", x.dtype)
+    dtype = _result_dtype("x", x.dtype)
     if out is None:
         result = np.empty_like(x, dtype)
     else:
@@ -360,9 +381,53 @@ def _map(function, x, axis, out, algorithm, n_threads):
     return result if result.ndim else result[()]
 
 
+def _small(function, x, axis, algorithm, n_threads, in_place):
+    """The kernel's arguments for a small C-contiguous array along its last axes; None for others.
+
+    What the general way would find, remembered: on ten elements that takes longer than the kernel.
+    """
+    if type(x) is not np.ndarray or not x.flags.carray:
+        return None
+    try:
+        return _small_call(function, x.shape, x.dtype, axis, algorithm, n_threads, in_place)
+    except TypeError:  # not hashable, so not valid either
+        return None
+
+
+@functools.lru_cache(maxsize=1024)
+def _small_call(function, shape, dtype, axis, algorithm, n_threads, in_place):
+    ndim = len(shape)
+    elements = math.prod(shape)
+    if n_threads not in (None, 1) or dtype not in _NATIVE or not ndim:
+        return None
+    if not 0 < elements < 2 * ELEMENTS_PER_THREAD:
+        return None
+    _check_algorithm(algorithm)
+    check(n_threads)
+    axes = _axes(axis, ndim)
+    if axes != tuple(range(ndim - len(axes), ndim)) or not axes:
+        return None
+    n = math.prod(shape[ndim - len(axes) :])
+    out_itemsize = 0 if function == "logsumexp" else dtype.itemsize
+    g = Geometry(elements // n, n, 1, dtype.itemsize, out_itemsize, True, in_place, False)
+    p = choose(function, g, algorithm, 1, machine(), isa.active())
+    return _row_arguments(p, g, len(axes))
+
+
+def _row_arguments(p: Plan, g: Geometry, n_reduced: int) -> tuple:
+    """A plan as the kernels' rows() takes it, after x and out."""
+    compute = isa.kernels().compute
+    return (
+        n_reduced, g.outer, g.n, compute.OPERATIONS[p.function], compute.ALGORITHMS[p.algorithm],
+        p.nontemporal, p.terms_in == "scratch", p.n_threads, p.inside_row,
+    )  # fmt: skip
+
+
 def _order(x: np.ndarray, axes: tuple[int, ...]) -> tuple[list[int], bool]:
-    """Axes in the kernels' order: kept ones, then reduced ones. True: the last is not reduced,
-    because it is contiguous and the reduced one before it is not."""
+    """Axes in the kernels' order: kept ones, then reduced ones.
+
+    With True the last two are the reduced one and a contiguous one: columns.
+    """
     kept = [i for i in range(x.ndim) if i not in axes and x.shape[i] > 1]
     ones = [i for i in range(x.ndim) if i not in axes and x.shape[i] <= 1]
     strides = x.strides
@@ -382,15 +447,10 @@ def _geometry(x, n_reduced, columns, function, dtype, contiguous_out, in_place) 
     """Of `x` in the kernels' order."""
     shape = x.shape
     if columns:
-        n, inner, outer = shape[-2], shape[-1], 1
-        for length in shape[:-2]:
-            outer *= length
+        outer, n, inner = math.prod(shape[:-2]), shape[-2], shape[-1]
     else:
-        n, inner, outer = 1, 1, 1
-        for length in shape[x.ndim - n_reduced :]:
-            n *= length
-        for length in shape[: x.ndim - n_reduced]:
-            outer *= length
+        split = x.ndim - n_reduced
+        outer, n, inner = math.prod(shape[:split]), math.prod(shape[split:]), 1
     return Geometry(
         outer, n, inner, x.itemsize, 0 if function == "logsumexp" else dtype.itemsize,
         contiguous_out and dtype in _NATIVE, in_place, columns,
@@ -420,7 +480,7 @@ def _run(function, x, out, axes, algorithm, n_threads) -> None:
     # Whatever overlaps otherwise was copied.
     in_place = function != "logsumexp" and x.dtype == out.dtype and np.may_share_memory(x, out)
     g = _geometry(x, n_reduced, columns, function, out.dtype, direct_out, in_place)
-    threads = 1 if n_threads is None and g.elements < 32768 else thread_count(n_threads, g.elements)
+    threads = thread_count(n_threads, g.elements)
     p = _choose(function, g, algorithm, threads, machine(), kernels.level)
     if columns:
         compute.columns(
@@ -428,22 +488,16 @@ def _run(function, x, out, axes, algorithm, n_threads) -> None:
             p.inside_row,
         )  # fmt: skip
     else:
-        compute.rows(
-            x, out, n_reduced, g.outer, g.n, compute.OPERATIONS[function],
-            compute.ALGORITHMS[p.algorithm], p.nontemporal, p.terms_in == "scratch", p.n_threads,
-            p.inside_row,
-        )  # fmt: skip
+        compute.rows(x, out, *_row_arguments(p, g, n_reduced))
 
 
 def _weighted(a, b, out, axes, n_threads) -> np.ndarray:
-    """logsumexp with weights; returns the signs."""
+    """Logsumexp with weights; returns the signs."""
     order = [i for i in range(a.ndim) if i not in axes] + list(axes)
     n_reduced = len(axes)
     sign = np.empty_like(out)
     a, b, out_view, sign_view = (v.transpose(order) for v in (a, b, out, sign))
-    n = 1
-    for length in a.shape[a.ndim - n_reduced :]:
-        n *= length
+    n = math.prod(a.shape[a.ndim - n_reduced :])
     isa.kernels().compute.weighted(
         a, b, out_view, sign_view, n_reduced, a.size // n, n, thread_count(n_threads, a.size)
     )

@@ -5,9 +5,10 @@
 Compiled once per level (meson.build); twopass.isa chooses.  Design, after Dukhan and Ablavatski,
 The Two-Pass Softmax Algorithm, arXiv:2001.04438:
 
-a. Layers, one file each: the exponential (_exp.pxi), memory (_memory.pxi), loops over a block in L1
-   (_blocks.pxi), passes and algorithms over rows (_rows.pxi), the same along another axis
-   (_columns.pxi), weights (_weighted.pxi).  This file is the door: arrays in, pointers on.
+a. Layers, one file each: the exponential (_exp.pxi), memory (_memory.pxi), arrays as rows
+   (_operands.pxi), loops over a block in L1 (_blocks.pxi), passes and algorithms over rows
+   (_rows.pxi), the same along another axis (_columns.pxi), weights (_weighted.pxi).  This file is
+   the door: arrays in, pointers on.
 b. Contracts: arguments were validated by the caller, n >= 1, y is x or does not overlap it.
    Kernels never fail; only the workspace can be refused (MemoryError, y untouched).
 c. Special values: a NaN in a row or +inf makes the row NaN, -inf gives 0, only -inf gives NaN.
@@ -21,6 +22,7 @@ from libc.string cimport memset
 
 include "_exp.pxi"
 include "_memory.pxi"
+include "_operands.pxi"
 include "_blocks.pxi"
 include "_rows.pxi"
 include "_columns.pxi"
@@ -125,7 +127,6 @@ cdef int fill_operand(Operand *operand, cnp.ndarray array, int n_reduced, Kind n
     cdef int n_rows_axes = cnp.PyArray_NDIM(array) - n_reduced
     cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(array)
     cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(array)
-    cdef int axis
     operand.data = <char *> cnp.PyArray_DATA(array)
     operand.kind = kind_of(array)
     operand.itemsize = cnp.PyArray_ITEMSIZE(array)
@@ -297,12 +298,18 @@ def weighted(
 
 # Columns ----------------------------------------------------------------------------------------
 
+cdef inline Py_ssize_t lead_of(const Call *call, Py_ssize_t itemsize) noexcept nogil:
+    """Elements between the start of a cache line and y."""
+    return <uintptr_t> call.y.data % LINE_BYTES // itemsize
+
+
 cdef bint run_columns_range(
     const Call *call, const Columns *template, Py_ssize_t first, Py_ssize_t last,
     Py_ssize_t inner, real *unused
 ) noexcept nogil:
     """Blocks first ... last, numbered through the outer axes and the blocks of columns."""
-    cdef Py_ssize_t per_outer = (inner - 1) // COLUMNS + 1
+    cdef Py_ssize_t lead = lead_of(call, sizeof(real))
+    cdef Py_ssize_t per_outer = (inner + lead - 1) // COLUMNS + 1
     cdef Py_ssize_t chunks = template.n_chunks, task, j
     cdef Columns block = template[0]
     cdef Row row
@@ -326,8 +333,12 @@ cdef bint run_columns_range(
     block.parameters = row.largest + row_chunks
     block.row = &row
     for task in range(first, last):
-        j = task % per_outer * COLUMNS
+        # The first block is narrower, so that the others begin on a cache line of y.
+        j = task % per_outer * COLUMNS - lead
         block.width = inner - j if inner - j < COLUMNS else COLUMNS
+        if j < 0:
+            block.width += j
+            j = 0
         block.x = row_of(call.x, task // per_outer) + j * sizeof(real)
         block.y = row_of(call.y, task // per_outer) + j * block.y_column
         run_columns(&block, call.operation == LOGSUMEXP, unused)
@@ -339,7 +350,8 @@ cdef bint share_columns(
     const Call *call, const Columns *template, Py_ssize_t inner, real *unused
 ) noexcept nogil:
     cdef int thread, failures = 0
-    cdef Py_ssize_t tasks = call.n_rows * ((inner - 1) // COLUMNS + 1)
+    cdef Py_ssize_t lead = lead_of(call, sizeof(real))
+    cdef Py_ssize_t tasks = call.n_rows * ((inner + lead - 1) // COLUMNS + 1)
     cdef Py_ssize_t n_threads = call.n_threads
     if call.inside or n_threads == 1:
         return run_columns_range(call, template, 0, tasks, inner, unused)
@@ -402,7 +414,9 @@ def columns(
 
 # One pass alone ---------------------------------------------------------------------------------
 
-cdef void run_single(Row *row, Pass which, real *unused, Sum *total, double *largest) noexcept nogil:
+cdef void run_single(
+    Row *row, Pass which, real *unused, Sum *total, double *largest
+) noexcept nogil:
     if which == REDUCE_MAX:
         largest[0] = reduce_largest(row, unused)
     elif which in (REDUCE_SUMEXP, REDUCE_STOREEXP, REDUCE_EXTEXP, REDUCE_STOREEXTEXP):
@@ -450,7 +464,8 @@ def single_pass(
     begin(&row)
     if number in (REDUCE_SUMEXP, REDUCE_STOREEXP, MAP_SCALEEXP):
         anchor(&row, maximum)
-    # exp(x - maximum) = exp(x) * 2**-base * exp(base * ln 2 - maximum), nothing rounded per element.
+    # exp(x - maximum) = exp(x) * 2**-base * exp(base * ln 2 - maximum): the subtraction is done
+    # once, in double, and rounds no element.
     if row.shift == 0 and number == MAP_SCALEEXP:
         row.inverse = frexp(row.inverse * exp_of_rest(row.base, maximum), &shift)
         row.exponent += row.base - shift
@@ -478,7 +493,9 @@ cdef double exp_of_rest(double n, double x) noexcept nogil:
     return exp(n * LN2_LOW_F64 - fma(n, -LN2_HIGH_F64, x))
 
 
-def exp_parts(cnp.ndarray x not None, cnp.ndarray mantissas not None, cnp.ndarray exponents not None):
+def exp_parts(
+    cnp.ndarray x not None, cnp.ndarray mantissas not None, cnp.ndarray exponents not None
+):
     """The exponential's two parts for every element, for tests of its error."""
     cdef Py_ssize_t i, n = cnp.PyArray_SIZE(x)
     cdef const float *x32 = <const float *> cnp.PyArray_DATA(x)

@@ -45,7 +45,7 @@ def caches(folder: pathlib.Path = _CACHES) -> dict[int, int]:
 
 @functools.cache
 def machine() -> Machine:
-    """This machine. Read once."""
+    """What this process runs on, read once."""
     found = caches()
     # Measured, one thread, 256 MiB: on Zen 4 non-temporal copies reach 0.9 of ordinary ones, on
     # Zen 5 1.4 (analysis/results). Bits do not depend on it.

@@ -162,7 +162,7 @@ def choose(
             reason += ", and the extended sum needs no maximum"
     elif algorithm != "auto":
         reason = f"asked for; {size}"
-    elif (cached or fits_scratch) and (g.direct and not g.in_place or fits_scratch):
+    elif (cached or fits_scratch) and ((g.direct and not g.in_place) or fits_scratch):
         chosen = "two_pass_reload"
         reason = f"a row of {row / 1024:.3g} KiB stays cached, so each exponential is computed once"
     else:
@@ -191,7 +191,7 @@ def choose(
     elif terms_in == "scratch":
         # Passes after the first find x, or the terms, in the scratch row's cache.
         moved, allocated = reads + stores, 0 if nontemporal or g.in_place else stores
-    elif row_in_l2 or g.columns and cached:
+    elif row_in_l2 or (g.columns and cached):
         moved, allocated = reads + stores, 0 if nontemporal or g.in_place else stores
     else:
         again = 1 if terms_in else 0

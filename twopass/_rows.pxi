@@ -5,7 +5,7 @@
 # combined in grid order.  That is why no number of threads shows in the bits of a result.
 
 from cython.parallel cimport prange
-from libc.math cimport exp, fabs, log, log1p, rint
+from libc.math cimport exp, fabs, ldexp, log, log1p, rint
 from libc.stdlib cimport free, malloc
 
 cdef enum:
@@ -388,43 +388,33 @@ cdef void sum_in_two(double a, double b, double *high, double *low) noexcept nog
     two_sum(high, low, b)
 
 
-cdef inline double exact_to(const real *unused) noexcept nogil:
-    """How small a part of a sum is known to better than its own rounding: float terms are added in
-    double, double terms in pairs."""
-    if real is float:
-        return 1e-6
-    else:
-        return 1e-12
-
-
 cdef bint dominated(Row *row, const Sum *total, real *unused) noexcept nogil:
     """Whether one element holds a large share of the sum; then log sum = high + low with high the
     element and low = log1p(rest / exp(element)), accurate however small it is."""
-    cdef double largest, n, t, rest, ratio, reduced
+    cdef double largest, n, t, rest, reduced, exponent = total.exponent
     cdef real as_real, unit_magic
     cdef Sum others
     # exp(x) < sqrt(2) * 2**top. A cheap no, and no is the usual answer.
-    if power(total.top - total.exponent) < 0.25 * total.high:
+    if power(total.top - exponent) < 0.25 * total.high:
         return False
     largest = reduce_largest(row, unused)
     as_real = <real> largest
     set_magic(0, &unit_magic)
     n = rounded(as_real, unit_magic) - unit_magic
-    t = mantissa(as_real, <real> n) * power(n - total.exponent)
+    t = mantissa(as_real, <real> n) * power(n - exponent)
     if t < 0.4 * total.high:
         return False
-    reduced = fma(n, -LN2_HIGH_F64, largest) - n * LN2_LOW_F64
-    # The sum is exact far beyond its terms, so most of the time the element can be taken out again.
     rest = (total.high - t) + total.low
-    if rest > exact_to(unused) * total.high:
-        ratio = rest * power(total.exponent - n)
-    else:
+    if rest < 0.25 * total.high:  # then the rounding of its pair may show in what is left
         row.skip = position_of(row, largest, unused)
         others = reduce(row, REDUCE_EXTEXP, unused)
         row.skip = -1
-        ratio = (others.high + others.low) * power(others.exponent - n)
+        rest = others.high + others.low
+        exponent = others.exponent
+    reduced = fma(n, -LN2_HIGH_F64, largest) - n * LN2_LOW_F64
     row.high = largest
-    row.low = log1p(ratio / exp(reduced))
+    # ldexp, because the ratio may lie just above the smallest normal number and 2**k below it.
+    row.low = log1p(ldexp(rest / exp(reduced), <int> (exponent - n)))
     return True
 
 
@@ -455,7 +445,7 @@ cdef void log_from_sum(Row *row, const Sum *sum, real *unused) noexcept nogil:
 
 
 cdef void split_total(Row *row, real *unused) noexcept nogil:
-    """Make row.high a number of the kernel's own type, for MAP_SUBTRACT; NaN where it is infinite."""
+    """Make row.high a number of the kernel's own type, for MAP_SUBTRACT; NaN for an infinity."""
     cdef double total = row.high + row.low
     if not fabs(total) < INFINITY:
         row.high = NAN

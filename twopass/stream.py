@@ -24,7 +24,7 @@ class Kernel:
     does: str
 
     def words(self, write_allocate: bool = False) -> int:
-        """Words moved per element; with `write_allocate`, an ordinary store reads its line first."""
+        """Words moved per element; with `write_allocate`, a store reads its line first."""
         allocates = write_allocate and self.name not in ("update", "copy_nt")
         return self.loads + self.stores * (2 if allocates else 1)
 

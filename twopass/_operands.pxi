@@ -1,0 +1,233 @@
+# Operands: where the elements of a row lie, how a block of them gets into L1 and back out.
+#
+# Every loop of _blocks.pxi works on a contiguous block of the kernel's own type.  load() returns
+# the block where it lies when it already is one; otherwise it gathers it, converted, into a buffer
+# of the caller.  So strides, several reduced axes and other dtypes cost a copy of 8 KiB at a time,
+# never a copy of the array.
+
+from libc.stdint cimport int8_t, int16_t, uint8_t, uint16_t
+
+cdef enum:
+    MAX_DIMS = 64
+
+
+cdef enum Kind:  # what an array's elements are
+    KIND_F16
+    KIND_F32
+    KIND_F64
+    KIND_I8
+    KIND_I16
+    KIND_I32
+    KIND_I64
+    KIND_U8
+    KIND_U16
+    KIND_U32
+    KIND_U64
+
+
+ctypedef struct Walk:
+    # Positions shape[0] x shape[1] x ..., numbered in C order; strides in bytes.
+    int ndim
+    Py_ssize_t size
+    Py_ssize_t shape[MAX_DIMS]
+    Py_ssize_t strides[MAX_DIMS]
+
+
+ctypedef struct Operand:
+    # An array seen as rows: `rows` walks from row to row, `line` along one row.
+    char *data
+    Kind kind
+    Py_ssize_t itemsize
+    bint direct  # a row is contiguous and of the kernel's own type
+    Walk rows
+    Walk line
+
+
+ctypedef fused source:
+    float
+    double
+    int8_t
+    int16_t
+    int32_t
+    int64_t
+    uint8_t
+    uint16_t
+    uint32_t
+    uint64_t
+
+
+cdef inline Py_ssize_t offset_of(const Walk *walk, Py_ssize_t index) noexcept nogil:
+    """Byte offset of position `index`."""
+    cdef Py_ssize_t offset = 0
+    cdef int axis = walk.ndim - 1
+    while axis > 0:
+        offset += (index % walk.shape[axis]) * walk.strides[axis]
+        index //= walk.shape[axis]
+        axis -= 1
+    if walk.ndim > 0:
+        offset += index * walk.strides[0]
+    return offset
+
+
+cdef inline char *row_of(const Operand *array, Py_ssize_t row) noexcept nogil:
+    return array.data + offset_of(&array.rows, row)
+
+
+cdef inline float half_to_float(uint16_t half) noexcept nogil:
+    """Exact; NaN stays NaN."""
+    cdef uint32_t sign = <uint32_t> (half & 0x8000) << 16
+    cdef uint32_t bits = <uint32_t> (half & 0x7FFF) << 13
+    cdef float value
+    memcpy(&value, &bits, 4)
+    # 2**112 moves the exponent's bias from 15 to 127, subnormal halves included.
+    value = value * <float> 5.192296858534828e33
+    memcpy(&bits, &value, 4)
+    if half & 0x7C00 == 0x7C00:  # infinities and NaN: all exponent bits
+        bits |= 0x7F800000
+    bits |= sign
+    memcpy(&value, &bits, 4)
+    return value
+
+
+cdef inline uint16_t float_to_half(float value) noexcept nogil:
+    """Round to nearest even; too large becomes infinity."""
+    cdef uint32_t bits, sign, rest
+    cdef float scaled
+    memcpy(&bits, &value, 4)
+    sign = (bits >> 16) & 0x8000
+    bits &= 0x7FFFFFFF
+    if bits > 0x7F800000:
+        return <uint16_t> (sign | 0x7E00)
+    if bits >= 0x477FF000:  # rounds to 2**16 or beyond
+        return <uint16_t> (sign | 0x7C00)
+    if bits < 0x38800000:  # below the smallest normal half: adding 0.5 rounds at 2**-24
+        memcpy(&scaled, &bits, 4)
+        scaled = scaled + <float> 0.5
+        memcpy(&bits, &scaled, 4)
+        return <uint16_t> (sign | (bits - 0x3F000000))
+    rest = (bits >> 13) & 1
+    bits = bits - 0x38000000 + 0x0FFF + rest
+    return <uint16_t> (sign | (bits >> 13))
+
+
+cdef inline void gather_run(
+    const source *unused, const char *run, Py_ssize_t stride, Py_ssize_t count, real *to
+) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef source value
+    for i in range(count):
+        memcpy(&value, run + i * stride, sizeof(source))
+        to[i] = <real> value
+
+
+cdef void gather_kind(
+    Kind kind, const char *run, Py_ssize_t stride, Py_ssize_t count, real *to
+) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef uint16_t f16
+    if kind == KIND_F32:
+        gather_run(<const float *> NULL, run, stride, count, to)
+    elif kind == KIND_F64:
+        gather_run(<const double *> NULL, run, stride, count, to)
+    elif kind == KIND_F16:
+        for i in range(count):
+            memcpy(&f16, run + i * stride, 2)
+            to[i] = half_to_float(f16)
+    elif kind == KIND_I8:
+        gather_run(<const int8_t *> NULL, run, stride, count, to)
+    elif kind == KIND_I16:
+        gather_run(<const int16_t *> NULL, run, stride, count, to)
+    elif kind == KIND_I32:
+        gather_run(<const int32_t *> NULL, run, stride, count, to)
+    elif kind == KIND_I64:
+        gather_run(<const int64_t *> NULL, run, stride, count, to)
+    elif kind == KIND_U8:
+        gather_run(<const uint8_t *> NULL, run, stride, count, to)
+    elif kind == KIND_U16:
+        gather_run(<const uint16_t *> NULL, run, stride, count, to)
+    elif kind == KIND_U32:
+        gather_run(<const uint32_t *> NULL, run, stride, count, to)
+    elif kind == KIND_U64:
+        gather_run(<const uint64_t *> NULL, run, stride, count, to)
+
+
+cdef void scatter_kind(
+    Kind kind, char *run, Py_ssize_t stride, Py_ssize_t count, const real *values
+) noexcept nogil:
+    cdef Py_ssize_t i
+    cdef float f32
+    cdef double f64
+    cdef uint16_t f16
+    for i in range(count):
+        if kind == KIND_F32:
+            f32 = <float> values[i]
+            memcpy(run + i * stride, &f32, 4)
+        elif kind == KIND_F64:
+            f64 = <double> values[i]
+            memcpy(run + i * stride, &f64, 8)
+        else:
+            f16 = float_to_half(<float> values[i])
+            memcpy(run + i * stride, &f16, 2)
+
+
+cdef inline Py_ssize_t next_run(
+    const Walk *line, Py_ssize_t start, Py_ssize_t count, Py_ssize_t *offset, Py_ssize_t *stride
+) noexcept nogil:
+    """Length, offset and stride of the run of equal stride that begins at position `start`."""
+    cdef Py_ssize_t last, run
+    offset[0] = offset_of(line, start)
+    if line.ndim == 0:
+        stride[0] = 0
+        return count
+    last = line.shape[line.ndim - 1]
+    stride[0] = line.strides[line.ndim - 1]
+    run = last - start % last
+    return run if run < count else count
+
+
+cdef inline const real *load(
+    const Operand *array, const char *row, Py_ssize_t start, Py_ssize_t count, real *buffer
+) noexcept nogil:
+    """Elements start ... start + count of the row, contiguous: in place, or in `buffer`."""
+    if array.direct:
+        return <const real *> row + start
+    gather(array, row, start, count, buffer)
+    return buffer
+
+
+cdef void gather(
+    const Operand *array, const char *row, Py_ssize_t start, Py_ssize_t count, real *buffer
+) noexcept nogil:
+    cdef Py_ssize_t done = 0, run, offset, stride
+    while done < count:
+        run = next_run(&array.line, start + done, count - done, &offset, &stride)
+        gather_kind(array.kind, row + offset, stride, run, buffer + done)
+        done += run
+
+
+cdef void scatter(
+    const Operand *array, char *row, Py_ssize_t start, Py_ssize_t count, const real *values
+) noexcept nogil:
+    cdef Py_ssize_t done = 0, run, offset, stride
+    while done < count:
+        run = next_run(&array.line, start + done, count - done, &offset, &stride)
+        scatter_kind(array.kind, row + offset, stride, run, values + done)
+        done += run
+
+
+cdef inline void store(
+    const Operand *array, char *row, Py_ssize_t start, Py_ssize_t count, const real *values,
+    bint streaming
+) noexcept nogil:
+    """Put a finished block into the row, unless it was computed there."""
+    cdef real *to
+    if not array.direct:
+        scatter(array, row, start, count, values)
+        return
+    to = <real *> row + start
+    if to == values:
+        return
+    if streaming:
+        stream(to, values, count)
+    else:
+        memcpy(to, values, count * sizeof(real))
