@@ -17,14 +17,15 @@ cdef enum:
     STEP = 32      # two terms are added before a lane is: a float pair costs one conversion
     MAX_LANES = 64  # lanes of a maximum: comparisons have a latency, too
     SEGMENT = 256  # elements between two rounds of prefetches, a whole number of steps
-    # Range of n - ref that the loops use, in both formats well inside the normal numbers.
-    LOWEST_F32 = -120
-    LOWEST_F64 = -1000
-    HIGHEST_F32 = 60
-    HIGHEST_F64 = 500
-    # A fast block may have its exponents this far on either side of the first one's.
-    WINDOW_F32 = 60
-    WINDOW_F64 = 500
+    # Range of n - ref that the loops use: wide enough for every normal result below the maximum,
+    # and so far from subnormal numbers that a term times a rounding error is none either.
+    LOWEST_F32 = -72
+    LOWEST_F64 = -700
+    HIGHEST_F32 = 56
+    HIGHEST_F64 = 400
+    # How far above the first element's exponent a fast block has its reference: in the middle.
+    WINDOW_F32 = 8
+    WINDOW_F64 = 150
     # |x * log2 e| beyond which rounding by the magic number ends; correctness.
     EXPONENT_LIMIT = 0x200000
 
@@ -157,8 +158,17 @@ cdef real block_max(const real *x, Py_ssize_t n) noexcept nogil:
 
 # Terms in range: reduce_extexp, reduce_storeextexp, map_scaleextexp -----------------------------
 
+cdef inline real times_pair(real value, real factor, real factor_low) noexcept nogil:
+    """value * (factor + factor_low): 1/sum to more digits than the format has, so that its own
+    rounding does not show. A single element's softmax is 1."""
+    if real is float:
+        return fmaf(value, factor, value * factor_low)
+    else:
+        return fma(value, factor, value * factor_low)
+
+
 cdef inline void segment(
-    const real *x, real *to, Py_ssize_t n, real magic, bint scaled, real factor,
+    const real *x, real *to, Py_ssize_t n, real magic, bint scaled, real factor, real factor_low,
     bits *low, bits *high
 ) noexcept nogil:
     """to = term(x), times the factor where `scaled`; the range of the rounded() values."""
@@ -172,7 +182,7 @@ cdef inline void segment(
         most = i if i > most else most
         p = mantissa(x[j], t - magic)
         if scaled:
-            p = p * factor
+            p = times_pair(p, factor, factor_low)
         to[j] = times_power(p, t)
     low[0] = least
     high[0] = most
@@ -211,7 +221,7 @@ cdef inline void unpad_step(real *pad, Py_ssize_t n, real *to) noexcept nogil:
 
 
 cdef inline void block_segments(
-    const real *x, real *to, Py_ssize_t n, real magic, bint scaled, real factor,
+    const real *x, real *to, Py_ssize_t n, real magic, bint scaled, real factor, real factor_low,
     bits *low, bits *high, double *total, double *error
 ) noexcept nogil:
     """The terms go to `to` unless that is NULL, and to the totals unless `scaled`."""
@@ -224,20 +234,22 @@ cdef inline void block_segments(
         count = whole - k if whole - k < SEGMENT else SEGMENT
         prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, count * sizeof(real))
         terms = to + k if to != NULL else buffer
-        segment(x + k, terms, count, magic, scaled, factor, low, high)
+        segment(x + k, terms, count, magic, scaled, factor, factor_low, low, high)
         if not scaled:
             add_lanes(<const real *> terms, count, total, error)
         k += count
     if k < n:
         pad_step(x + k, n - k, pad)
-        segment(<const real *> pad, padded, STEP, magic, scaled, factor, low, high)
+        segment(
+            <const real *> pad, padded, STEP, magic, scaled, factor, factor_low, low, high)
         unpad_step(padded, n - k, to + k if to != NULL else NULL)
         if not scaled:
             add_lanes(<const real *> padded, STEP, total, error)
 
 
 cdef inline bint block_in_range(
-    const real *x, real *to, Py_ssize_t n, double ref, bint scaled, real factor, Sum *out
+    const real *x, real *to, Py_ssize_t n, double ref, bint scaled, real factor, real factor_low,
+    Sum *out
 ) noexcept nogil:
     cdef double total[LANES]
     cdef double error[LANES]
@@ -254,12 +266,14 @@ cdef inline bint block_in_range(
     if real is float:
         low32 = bits_of(t, low32)
         high32 = low32
-        block_segments(x, to, n, magic, scaled, factor, &low32, &high32, total, error)
+        block_segments(
+            x, to, n, magic, scaled, factor, factor_low, &low32, &high32, total, error)
         memcpy(&t, &high32, 4)
     else:
         low64 = bits_of(t, low64)
         high64 = low64
-        block_segments(x, to, n, magic, scaled, factor, &low64, &high64, total, error)
+        block_segments(
+            x, to, n, magic, scaled, factor, factor_low, &low64, &high64, total, error)
         memcpy(&t, &high64, 8)
     if not scaled:
         collapse(total, error, sizeof(real) == 8, out)
@@ -277,14 +291,14 @@ cdef bint block_terms(
     const real *x, real *terms, Py_ssize_t n, double ref, Sum *out
 ) noexcept nogil:
     """Sum of term(x); the terms are kept in `terms` unless that is NULL.  False: not in range."""
-    return block_in_range(x, terms, n, ref, False, <real> 1, out)
+    return block_in_range(x, terms, n, ref, False, <real> 1, <real> 0, out)
 
 
 cdef bint block_map(
-    const real *x, real *y, Py_ssize_t n, double exponent, real inverse
+    const real *x, real *y, Py_ssize_t n, double exponent, real inverse, real inverse_low
 ) noexcept nogil:
     """y = exp(x) * 2**-exponent * inverse.  False: some y is not in range."""
-    return block_in_range(x, y, n, exponent, True, inverse, <Sum *> NULL)
+    return block_in_range(x, y, n, exponent, True, inverse, inverse_low, <Sum *> NULL)
 
 
 # Any terms --------------------------------------------------------------------------------------
@@ -341,19 +355,22 @@ cdef inline real flushed(real value, real threshold, real factor, real rest) noe
 
 
 cdef inline real clamped_map(
-    real x, real shift, real floor, real magic, real inverse, real threshold, real factor
+    real x, real shift, real floor, real magic, real inverse, real inverse_low, real threshold,
+    real factor
 ) noexcept nogil:
     """clamped_term(x) * inverse * factor, 0 below the threshold."""
     cdef real d = x - shift
     cdef real e = floor if d < floor else d
     cdef real t = rounded(e, magic)
-    cdef real v = mantissa(e, t - magic) * inverse * times_power(<real> 1, t)
+    cdef real v = times_pair(mantissa(e, t - magic), inverse, inverse_low)
+    v = v * times_power(<real> 1, t)
     v = 0 if d < floor else v
     return flushed(v, threshold, factor, <real> 1)
 
 
 cdef void block_clamped_map(
-    const real *x, real *y, Py_ssize_t n, double exponent, real shift, real inverse
+    const real *x, real *y, Py_ssize_t n, double exponent, real shift, real inverse,
+    real inverse_low
 ) noexcept nogil:
     """y = exp(x - shift) * 2**-exponent * inverse, 0 below the smallest normal number."""
     # Computed too large by 2**highest, so that the comparison sees a normal number.
@@ -369,37 +386,41 @@ cdef void block_clamped_map(
         count = whole - k if whole - k < SEGMENT else SEGMENT
         prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, count * sizeof(real))
         for j in range(k, k + count):
-            y[j] = clamped_map(x[j], shift, floor, magic, inverse, threshold, factor)
+            y[j] = clamped_map(
+                x[j], shift, floor, magic, inverse, inverse_low, threshold, factor)
         k += count
     if k < n:
         pad_step(x + k, n - k, pad)
         for j in range(STEP):
-            padded[j] = clamped_map(pad[j], shift, floor, magic, inverse, threshold, factor)
+            padded[j] = clamped_map(
+                pad[j], shift, floor, magic, inverse, inverse_low, threshold, factor)
         unpad_step(padded, n - k, y + k)
 
 
 # map_scale, map_rescale -------------------------------------------------------------------------
 
 cdef void block_rescale(
-    const real *terms, real *y, Py_ssize_t n, double exponent, real inverse
+    const real *terms, real *y, Py_ssize_t n, double exponent, real inverse, real inverse_low
 ) noexcept nogil:
     """y = terms * inverse * 2**exponent, 0 below the smallest normal number.  y may be terms.
 
     Scaling by a power of two commutes with rounding, so y has the bits of block_map's.
     """
     cdef Py_ssize_t i
-    cdef real scale, threshold, factor, rest
-    if -4 <= exponent <= highest(terms):  # terms are 0 or >= 2**(lowest - 1): no underflow
+    cdef real scale, scale_low, threshold, factor, rest
+    # Terms are 0 or >= 2**(lowest - 1), so that nothing underflows.
+    if smallest_exponent(terms) - lowest(terms) + 2 <= exponent <= highest(terms):
         scale = inverse * <real> power(exponent)
+        scale_low = inverse_low * <real> power(exponent)
         for i in range(n):
-            y[i] = terms[i] * scale
+            y[i] = times_pair(terms[i], scale, scale_low)
         return
     # In two exact steps, because 2**exponent alone may underflow.
     factor = <real> power(exponent // 2)
     rest = <real> power(exponent - exponent // 2)
     threshold = <real> power(smallest_exponent(terms) - exponent)
     for i in range(n):
-        y[i] = flushed(terms[i] * inverse, threshold, factor, rest)
+        y[i] = flushed(times_pair(terms[i], inverse, inverse_low), threshold, factor, rest)
 
 
 # log_softmax ------------------------------------------------------------------------------------

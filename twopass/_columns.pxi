@@ -35,7 +35,7 @@ ctypedef struct Columns:
     bint overwrites
     Sum *partials        # n_chunks x COLUMNS
     Row *row             # a column as a row, for those that _rows.pxi does
-    void *parameters     # 4 x COLUMNS: shift, floor, magic, inverse; or high, low
+    void *parameters     # 5 x COLUMNS: shift, floor, magic, inverse, its rest; or high, low
 
 
 cdef inline Py_ssize_t column_chunk(Py_ssize_t n) noexcept nogil:
@@ -82,7 +82,7 @@ cdef inline void column_clamped_terms(
 
 cdef inline void map_line(
     const real *x, real *y, Py_ssize_t width, const char *ahead, const real *magic,
-    const real *inverse, bits *low, bits *high
+    const real *inverse, const real *inverse_low, bits *low, bits *high
 ) noexcept nogil:
     """One row of the second pass, and the range of its rounded() values; requests `ahead`."""
     cdef Py_ssize_t j, k = 0, count
@@ -96,7 +96,8 @@ cdef inline void map_line(
             i = bits_of(t, least)
             least = i if i < least else least
             most = i if i > most else most
-            y[j] = times_power(mantissa(x[j], t - magic[j]) * inverse[j], t)
+            y[j] = times_power(
+                times_pair(mantissa(x[j], t - magic[j]), inverse[j], inverse_low[j]), t)
         k += count
     low[0] = least
     high[0] = most
@@ -186,7 +187,7 @@ cdef void careful_block(
         k = exponent_of(top[j])
         if not fabs(k) <= EXPONENT_LIMIT:
             sums[j].too_high |= k > 0
-            sums[j].too_low |= -INFINITY < k < 0
+            sums[j].too_low |= k < 0 and top[j] > <real> -INFINITY  # k itself may overflow
             continue
         if total[j] == 0 or k > sums[j].exponent + highest(floor):
             scale = power(sums[j].exponent - k)
@@ -260,6 +261,7 @@ cdef void map_columns(
     cdef const real *floor = shift + COLUMNS
     cdef const real *magic = floor + COLUMNS
     cdef const real *inverse = magic + COLUMNS
+    cdef const real *inverse_low = inverse + COLUMNS
     # clamped_map() needs room above the result for its comparison; the magic numbers have it.
     cdef real factor = <real> power(-highest(unused))
     cdef real threshold = <real> power(smallest_exponent(unused) + highest(unused))
@@ -289,18 +291,20 @@ cdef void map_columns(
             if real is float:
                 least32 = high32
                 most32 = low32
-                map_line(x, y, block.width, ahead, magic, inverse, &least32, &most32)
+                map_line(
+                    x, y, block.width, ahead, magic, inverse, inverse_low, &least32, &most32)
                 careful = least32 < low32 or most32 > high32
             else:
                 least64 = high64
                 most64 = low64
-                map_line(x, y, block.width, ahead, magic, inverse, &least64, &most64)
+                map_line(
+                    x, y, block.width, ahead, magic, inverse, inverse_low, &least64, &most64)
                 careful = least64 < low64 or most64 > high64
         if careful and not block.logarithm:
             for j in range(block.width):
                 y[j] = clamped_map(
                     x[j], shift[j], floor[j], magic[j] + highest(unused),
-                    inverse[j], threshold, factor)
+                    inverse[j], inverse_low[j], threshold, factor)
         if block.streaming:
             stream(<real *> (block.y + i * block.y_stride), <const real *> buffer, block.width)
         elif beside:
@@ -315,6 +319,7 @@ cdef void set_parameters(const Columns *block, real *parameters) noexcept nogil:
     cdef real *floor = shift + COLUMNS
     cdef real *magic = floor + COLUMNS
     cdef real *inverse = magic + COLUMNS
+    cdef real *inverse_low = inverse + COLUMNS
     cdef Sum *sums = block.partials
     cdef Row *row = block.row
     cdef Py_ssize_t j
@@ -331,6 +336,7 @@ cdef void set_parameters(const Columns *block, real *parameters) noexcept nogil:
         softmax_from_sum(row, &sums[j], parameters)
         shift[j] = <real> row.shift
         inverse[j] = <real> row.inverse
+        inverse_low[j] = <real> (row.inverse - inverse[j] + row.inverse_low)
         # No floor for NaN: every element of the column becomes NaN.
         floor[j] = <real> -INFINITY
         if row.inverse == row.inverse:

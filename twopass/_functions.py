@@ -172,12 +172,12 @@ def logsumexp(
     (np.float64(1.5413248546129181), np.float64(-1.0))
     """
     if b is None and out is None and not return_sign:
-        small = _small("logsumexp", a, axis, "auto", n_threads, False)
-        if small is not None:
-            n_reduced = small[0]
+        arguments = _remembered("logsumexp", a, axis, "auto", n_threads, False)
+        if arguments is not None:
+            n_reduced = arguments[0]
             shape = a.shape[: a.ndim - n_reduced]
             result = np.empty(shape + (1,) * n_reduced, a.dtype)
-            isa.kernels().compute.rows(a, result, *small)
+            isa.kernels().compute.rows(a, result, *arguments)
             return result if keepdims else result.reshape(shape)[()]
     n_threads = check(n_threads)
     a = _operand("a", a)
@@ -344,17 +344,17 @@ def _checked_out(out, shape, dtype) -> np.ndarray:
 
 def _map(function, x, axis, out, algorithm, n_threads):
     """Softmax and log_softmax."""
-    small = _small(function, x, axis, algorithm, n_threads, out is x)
-    if small is not None:
+    arguments = _remembered(function, x, axis, algorithm, n_threads, out is x)
+    if arguments is not None:
         if out is None:
             result = np.empty(x.shape, x.dtype)
-            isa.kernels().compute.rows(x, result, *small)
+            isa.kernels().compute.rows(x, result, *arguments)
             return result
         if out is x or (
             type(out) is np.ndarray and out.flags.carray and out.shape == x.shape
             and out.dtype == x.dtype and not np.may_share_memory(x, out)
         ):  # fmt: skip
-            isa.kernels().compute.rows(x, out, *small)
+            isa.kernels().compute.rows(x, out, *arguments)
             return out
     _check_algorithm(algorithm)
     n_threads = check(n_threads)
@@ -370,9 +370,7 @@ def _map(function, x, axis, out, algorithm, n_threads):
         ):
             x = x.copy()
     if x.size == 0:
-        if any(x.shape[i] == 0 for i in axes) and all(
-            x.shape[i] for i in range(x.ndim) if i not in axes
-        ):
+        if any(x.shape[i] == 0 for i in axes):
             raise ValueError(f"axis={axis!r} of an x of shape {x.shape} is empty")
     else:
         _run(function, x, result, axes, algorithm, n_threads)
@@ -381,36 +379,37 @@ def _map(function, x, axis, out, algorithm, n_threads):
     return result if result.ndim else result[()]
 
 
-def _small(function, x, axis, algorithm, n_threads, in_place):
-    """The kernel's arguments for a small C-contiguous array along its last axes; None for others.
+def _remembered(function, x, axis, algorithm, n_threads, in_place):
+    """The kernel's arguments for a C-contiguous array along its last axes; None for others.
 
     What the general way would find, remembered: on ten elements that takes longer than the kernel.
     """
     if type(x) is not np.ndarray or not x.flags.carray:
         return None
+    size = x.size
+    threads = 1
+    if n_threads is not None or size >= 2 * ELEMENTS_PER_THREAD:
+        threads = thread_count(n_threads, size)
     try:
-        return _small_call(function, x.shape, x.dtype, axis, algorithm, n_threads, in_place)
+        return _contiguous_call(function, x.shape, x.dtype, axis, algorithm, threads, in_place)
     except TypeError:  # not hashable, so not valid either
         return None
 
 
 @functools.lru_cache(maxsize=1024)
-def _small_call(function, shape, dtype, axis, algorithm, n_threads, in_place):
+def _contiguous_call(function, shape, dtype, axis, algorithm, threads, in_place):
     ndim = len(shape)
     elements = math.prod(shape)
-    if n_threads not in (None, 1) or dtype not in _NATIVE or not ndim:
-        return None
-    if not 0 < elements < 2 * ELEMENTS_PER_THREAD:
+    if dtype not in _NATIVE or not elements:
         return None
     _check_algorithm(algorithm)
-    check(n_threads)
     axes = _axes(axis, ndim)
     if axes != tuple(range(ndim - len(axes), ndim)) or not axes:
         return None
     n = math.prod(shape[ndim - len(axes) :])
     out_itemsize = 0 if function == "logsumexp" else dtype.itemsize
     g = Geometry(elements // n, n, 1, dtype.itemsize, out_itemsize, True, in_place, False)
-    p = choose(function, g, algorithm, 1, machine(), isa.active())
+    p = choose(function, g, algorithm, threads, machine(), isa.active())
     return _row_arguments(p, g, len(axes))
 
 

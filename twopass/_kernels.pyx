@@ -315,7 +315,7 @@ cdef bint run_columns_range(
     cdef Row row
     cdef Py_ssize_t row_chunk = chunk_length(block.n), row_chunks = (block.n - 1) // row_chunk + 1
     cdef char *workspace = <char *> malloc(
-        chunks * COLUMNS * sizeof(Sum) + 4 * COLUMNS * sizeof(real)
+        chunks * COLUMNS * sizeof(Sum) + 5 * COLUMNS * sizeof(real)
         + row_chunks * (sizeof(Sum) + sizeof(double)))
     if workspace == NULL:
         return False

@@ -10,7 +10,7 @@ from libc.stdlib cimport free, malloc
 
 cdef enum:
     CHUNK = 16384  # elements, a multiple of every block
-    MAX_CHUNKS = 8192
+    MAX_CHUNKS = 4096
 
 
 cdef enum Pass:
@@ -54,7 +54,8 @@ ctypedef struct Row:
     double shift     # subtracted from x before exp: the maximum where that is huge, else 0
     double base      # the maximum's exponent, for the algorithms that know it, else NaN
     double exponent
-    double inverse
+    double inverse      # 1/sum, and what its rounding left over
+    double inverse_low
     double high, low
 
 
@@ -137,7 +138,7 @@ cdef void careful_terms(const real *x, real *terms, Py_ssize_t n, Sum *part) noe
         part.high = top  # no result needs the terms
         return
     part.too_high = k > EXPONENT_LIMIT
-    part.too_low = -INFINITY < k < -EXPONENT_LIMIT
+    part.too_low = k < -EXPONENT_LIMIT and top > -INFINITY  # k itself may overflow
     if part.too_high or k < -EXPONENT_LIMIT:
         if terms != NULL:
             memset(terms, 0, n * sizeof(real))
@@ -223,6 +224,7 @@ cdef void map_blocks(
     cdef const real *x
     cdef real *y
     cdef real inverse = <real> row.inverse
+    cdef real inverse_low = <real> (row.inverse - inverse + row.inverse_low)
     cdef bint beside = row.streaming or row.overwrites or not row.y.direct
     cdef bint careful = row.shift != 0
     while i < stop:
@@ -230,11 +232,14 @@ cdef void map_blocks(
         y = y_buffer if beside else <real *> row.y_row + i
         if which == MAP_SCALEEXTEXP or which == MAP_SCALEEXP:
             x = load(row.x, row.x_row, i, count, buffer)
-            careful = careful or not block_map(x, y, count, row.exponent, inverse)
+            careful = careful or not block_map(
+                x, y, count, row.exponent, inverse, inverse_low)
             if careful:
-                block_clamped_map(x, y, count, row.exponent, <real> row.shift, inverse)
+                block_clamped_map(
+                    x, y, count, row.exponent, <real> row.shift, inverse, inverse_low)
         elif which == MAP_RESCALE or which == MAP_SCALE:
-            block_rescale(terms + i, y, count, row.refs[i // block] - row.exponent, inverse)
+            block_rescale(
+                terms + i, y, count, row.refs[i // block] - row.exponent, inverse, inverse_low)
         elif which == MAP_SUBTRACT:
             x = load(row.x, row.x_row, i, count, buffer)
             block_subtract(x, y, count, <real> row.high, <real> row.low)
@@ -317,6 +322,14 @@ cdef void anchor(Row *row, double maximum) noexcept nogil:
         row.shift = maximum
 
 
+cdef inline void invert(Row *row, const Sum *total) noexcept nogil:
+    """row.exponent, row.inverse, row.inverse_low of a normalised sum."""
+    row.exponent = total.exponent
+    row.inverse = 1 / total.high
+    row.inverse_low = row.inverse * (
+        fma(-row.inverse, total.high, 1.0) - row.inverse * total.low)
+
+
 cdef void softmax_from_maximum(Row *row, bint keep, real *unused) noexcept nogil:
     """The first two of three passes: row.exponent, row.inverse.  Rows of NaN: inverse NaN."""
     cdef double maximum = reduce_largest(row, unused)
@@ -326,8 +339,7 @@ cdef void softmax_from_maximum(Row *row, bint keep, real *unused) noexcept nogil
     if fabs(maximum) < INFINITY:
         anchor(row, maximum)
         total = reduce(row, REDUCE_STOREEXP if keep else REDUCE_SUMEXP, unused)
-        row.exponent = total.exponent
-        row.inverse = 1 / (total.high + total.low)
+        invert(row, &total)
 
 
 cdef void softmax_from_sum(Row *row, const Sum *total, real *unused) noexcept nogil:
@@ -338,8 +350,7 @@ cdef void softmax_from_sum(Row *row, const Sum *total, real *unused) noexcept no
     if total.too_high or (total.high == 0 and total.too_low):
         softmax_from_maximum(row, False, unused)
     elif 0 < total.high < INFINITY:
-        row.exponent = total.exponent
-        row.inverse = 1 / (total.high + total.low)
+        invert(row, total)
 
 
 cdef void softmax_row(Row *row, Algorithm algorithm, real *unused) noexcept nogil:

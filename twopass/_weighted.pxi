@@ -134,4 +134,7 @@ cdef double log_weighted(Weighted *row, double *sign) noexcept nogil:
     row.skip = -1
     gather(row.x, row.x_row, position, 1, &x)
     gather(row.b, row.b_row, position, 1, &b)
-    return (x + log(fabs(b))) + log1p(rest / (b * exp(x - row.shift)))
+    rest /= b * exp(x - row.shift)
+    if rest < -0.5:  # terms of both signs, none of which is most of the sum
+        return log(fabs(total)) + row.shift
+    return (x + log(fabs(b))) + log1p(rest)

@@ -250,8 +250,9 @@ def map_scaleexp(x, maximum, scale, out=None, *, nontemporal=False, n_threads=No
 def reduce_storeexp(x, maximum, out=None, *, n_threads=None):
     """Store the exponentials of ``x - maximum`` and add them up.
 
-    They are stored times 2**60 (float32) or 2**500 (float64), so that none that a softmax needs
-    underflows; `map_scale` takes the factor out again.
+    Each is relative to the power of two nearest to exp(maximum), and times 2**56 (float32) or
+    2**400 (float64), so that none that a softmax needs underflows. `map_scale` takes the factor
+    out again.
 
     Parameters
     ----------
@@ -264,7 +265,7 @@ def reduce_storeexp(x, maximum, out=None, *, n_threads=None):
     Returns
     -------
     total : float
-        sum(exp(x - maximum)).
+        The sum of what was stored, without the factor: sum(exp(x)) / 2**round(maximum * log2 e).
     out : ndarray
     """
     out = _output(_vector("x", x), out)

@@ -1,0 +1,78 @@
+"""What is installed, and what it says of itself."""
+
+import ast
+import importlib.util
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import twopass
+
+SOURCE = pathlib.Path(__file__).parents[1]
+INSTALLED = pathlib.Path(twopass.__file__).parent
+
+
+def test_build_config_describes_the_build():
+    """Compiler, flags, levels, OpenMP and versions are there, and the active level is a built one."""
+    config = twopass.build_config()
+    assert {"compiler", "flags", "levels", "level_flags", "openmp", "numpy", "cython"} <= set(config)
+    assert config["version"] == twopass.__version__
+    assert config["isa_active"] in config["isa_available"]
+    assert set(config["isa_available"]) <= set(config["levels"]) == set(config["level_flags"])
+    assert "-ffast-math" not in config["flags"]
+    assert config["l1_bytes"] < config["l2_bytes"] <= config["last_level_bytes"]
+
+
+def test_show_config_prints_every_entry(capsys):
+    """One line an entry."""
+    twopass.show_config()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(twopass.build_config())
+
+
+def test_stubs_and_marker_are_installed_and_name_everything_public():
+    """The type stubs declare exactly the public names."""
+    assert (INSTALLED / "py.typed").exists()
+    tree = ast.parse((INSTALLED / "__init__.pyi").read_text())
+    declared = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    modules = {
+        alias.asname
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and node.module == "twopass"
+        for alias in node.names
+    }
+    assert declared | modules == set(twopass.__all__)
+
+
+def test_analysis_is_no_top_level_module():
+    """`analysis` is installed inside the package only."""
+    assert importlib.util.find_spec("twopass.analysis") is not None
+    spec = importlib.util.find_spec("analysis")
+    assert spec is None or "site-packages" not in str(spec.origin)
+
+
+@pytest.mark.skipif(not (SOURCE / "meson.build").exists(), reason="no source tree")
+def test_source_tree_says_what_to_do():
+    """`import twopass` in the repository's root works, or says in one line what to do."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import twopass"], cwd=SOURCE, capture_output=True, text=True
+    )
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1]
+        assert "python -P" in last
+    done = subprocess.run([sys.executable, "-P", "-c", "import twopass"], cwd=SOURCE)
+    assert done.returncode == 0
+
+
+def test_import_loads_no_peer():
+    """`import twopass` imports neither SciPy nor anything else that is large."""
+    code = (
+        "import sys, numpy; before = set(sys.modules); import twopass;"
+        "print(*{m.split('.')[0] for m in set(sys.modules) - before})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert not {"scipy", "torch", "sklearn", "matplotlib"} & set(done.stdout.split())
