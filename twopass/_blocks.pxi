@@ -26,8 +26,10 @@ cdef enum:
     # How far above the first element's exponent a fast block has its reference: in the middle.
     WINDOW_F32 = 8
     WINDOW_F64 = 150
-    # |x * log2 e| beyond which rounding by the magic number ends; correctness.
+    # |x * log2 e| beyond which a row takes three passes. Correctness: there the magic number ends
+    # to round, and without fma the product of n and ln 2's high part (13 digits) to be exact.
     EXPONENT_LIMIT = 0x200000
+    EXPONENT_LIMIT_F32_UNFUSED = 0x7F0
 
 
 ctypedef struct Sum:
@@ -60,6 +62,13 @@ cdef inline int window(const real *unused) noexcept nogil:
         return WINDOW_F32
     else:
         return WINDOW_F64
+
+
+cdef inline int exponent_limit(const real *unused) noexcept nogil:
+    if real is float:
+        return EXPONENT_LIMIT if TWOPASS_HAS_FMA else EXPONENT_LIMIT_F32_UNFUSED
+    else:
+        return EXPONENT_LIMIT
 
 
 cdef inline int smallest_exponent(const real *unused) noexcept nogil:

@@ -185,7 +185,7 @@ cdef void careful_block(
     for j in range(width):
         nothing[j] = <real> -INFINITY
         k = exponent_of(top[j])
-        if not fabs(k) <= EXPONENT_LIMIT:
+        if not fabs(k) <= exponent_limit(floor):
             sums[j].too_high |= k > 0
             sums[j].too_low |= k < 0 and top[j] > <real> -INFINITY  # k itself may overflow
             continue
@@ -228,7 +228,7 @@ cdef void column_sums(
         error[j] = 0
         # Any nearby exponent will do as the reference; the first row's is at hand.
         sums[j].exponent = exponent_of(x[j]) + window(unused)
-        if not fabs(sums[j].exponent) < EXPONENT_LIMIT:
+        if not fabs(sums[j].exponent) < exponent_limit(unused):
             sums[j].exponent = 0
             careful = True
         set_magic(sums[j].exponent, &magic[j])
@@ -364,8 +364,11 @@ cdef void run_columns(Columns *block, bint reduce_only, real *unused) noexcept n
     else:
         for index in prange(block.n_chunks, num_threads=block.n_threads, schedule="static"):
             column_chunk_sums(block, index, unused)
+    for j in range(block.width):
+        normalise(&block.partials[j])
     for index in range(1, block.n_chunks):
         for j in range(block.width):
+            normalise(&block.partials[index * COLUMNS + j])
             combine(&block.partials[j], &block.partials[index * COLUMNS + j])
     if reduce_only:
         for j in range(block.width):

@@ -463,7 +463,10 @@ def single_pass(
     row.exponent = exponent - shift
     begin(&row)
     if number in (REDUCE_SUMEXP, REDUCE_STOREEXP, MAP_SCALEEXP):
-        anchor(&row, maximum)
+        if native == KIND_F32:
+            anchor(&row, maximum, <float *> NULL)
+        else:
+            anchor(&row, maximum, <double *> NULL)
     # exp(x - maximum) = exp(x) * 2**-base * exp(base * ln 2 - maximum): the subtraction is done
     # once, in double, and rounds no element.
     if row.shift == 0 and number == MAP_SCALEEXP:

@@ -81,7 +81,8 @@ cdef inline void clear(Sum *s) noexcept nogil:
 
 
 cdef void combine(Sum *a, const Sum *b) noexcept nogil:
-    """a += b, exact in the exponent."""
+    """a += b, exact in the exponent.  b is normalised, so that what power() flushes is far below
+    the sum's last bit."""
     cdef double scale
     a.too_high |= b.too_high
     a.too_low |= b.too_low
@@ -137,9 +138,9 @@ cdef void careful_terms(const real *x, real *terms, Py_ssize_t n, Sum *part) noe
     if top != top or top == INFINITY:
         part.high = top  # no result needs the terms
         return
-    part.too_high = k > EXPONENT_LIMIT
-    part.too_low = k < -EXPONENT_LIMIT and top > -INFINITY  # k itself may overflow
-    if part.too_high or k < -EXPONENT_LIMIT:
+    part.too_high = k > exponent_limit(x)
+    part.too_low = k < -exponent_limit(x) and top > -INFINITY  # k itself may overflow
+    if part.too_high or k < -exponent_limit(x):
         if terms != NULL:
             memset(terms, 0, n * sizeof(real))
         return
@@ -174,7 +175,7 @@ cdef void sum_terms(
         if i == start and not anchored:
             # Any nearby exponent will do as the reference; the first element's is at hand.
             ref = exponent_of(x[0]) + window(x)
-            careful = not fabs(ref) < EXPONENT_LIMIT
+            careful = not fabs(ref) < exponent_limit(terms)
         to = NULL
         if terms != NULL:
             to = term_buffer if <const real *> terms + i == x else terms + i
@@ -190,6 +191,7 @@ cdef void sum_terms(
             row.refs[i // block] = part.exponent
             if to == term_buffer:
                 memcpy(terms + i, to, count * sizeof(real))
+        normalise(&part)
         combine(out, &part)
         i += count
 
@@ -200,10 +202,12 @@ cdef double largest_of(
     """reduce_max of elements start ... stop."""
     cdef char space[BLOCK_BYTES + LINE_BYTES]
     cdef real *buffer = <real *> aligned(space)
+    # Nothing has to wait in L1: where the row lies contiguous, the whole chunk is one block.
+    cdef Py_ssize_t block = stop - start if row.x.direct else block_length(unused)
     cdef Py_ssize_t i = start, count
     cdef double result = -INFINITY, value
     while i < stop:
-        count = stop - i if stop - i < block_length(unused) else block_length(unused)
+        count = stop - i if stop - i < block else block
         value = block_max(load(row.x, row.x_row, i, count, buffer), count)
         result = value if value > result or value != value else result
         if result != result:
@@ -264,6 +268,7 @@ cdef void run_chunk(const Row *row, Pass which, Py_ssize_t index, real *unused) 
     elif (which == REDUCE_EXTEXP or which == REDUCE_SUMEXP) and start <= row.skip < stop:
         sum_terms(row, start, row.skip, <real *> NULL, &row.partials[index])
         sum_terms(row, row.skip + 1, stop, <real *> NULL, &part)
+        normalise(&part)
         combine(&row.partials[index], &part)
     elif which == REDUCE_EXTEXP or which == REDUCE_SUMEXP:
         sum_terms(row, start, stop, <real *> NULL, &row.partials[index])
@@ -313,11 +318,11 @@ cdef void begin(Row *row) noexcept nogil:
     row.base = NAN
 
 
-cdef void anchor(Row *row, double maximum) noexcept nogil:
+cdef void anchor(Row *row, double maximum, const real *unused) noexcept nogil:
     """Make the passes that come relative to the maximum."""
     row.base = exponent_of(maximum)
     row.shift = 0
-    if fabs(row.base) > EXPONENT_LIMIT:  # then x - max is exact, or its exp is 0
+    if fabs(row.base) > exponent_limit(unused):  # then x - max is exact, or its exp is 0
         row.base = 0
         row.shift = maximum
 
@@ -337,7 +342,7 @@ cdef void softmax_from_maximum(Row *row, bint keep, real *unused) noexcept nogil
     row.inverse = NAN
     row.exponent = 0
     if fabs(maximum) < INFINITY:
-        anchor(row, maximum)
+        anchor(row, maximum, unused)
         total = reduce(row, REDUCE_STOREEXP if keep else REDUCE_SUMEXP, unused)
         invert(row, &total)
 
@@ -436,7 +441,7 @@ cdef void log_from_sum(Row *row, const Sum *sum, real *unused) noexcept nogil:
     if total.too_high or (total.high == 0 and total.too_low):
         row.high = reduce_largest(row, unused)
         if fabs(row.high) < INFINITY:
-            anchor(row, row.high)
+            anchor(row, row.high, unused)
             total = reduce(row, REDUCE_SUMEXP, unused)
             row.low = log(total.high) + total.exponent * M_LN2
             begin(row)
