@@ -120,6 +120,14 @@ def _share_threads(g: Geometry, n_threads: int) -> tuple[int, bool]:
     return max(1, min(n_threads, chunks)), True
 
 
+def _bytes(count: int) -> str:
+    """`count` as text, in the unit that suits it."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} bytes"
+
+
 def choose(
     function: str, g: Geometry, algorithm: str, n_threads: int, machine: Machine, isa: str
 ) -> Plan:
@@ -145,7 +153,7 @@ def choose(
     cached = total <= machine.last_level
     fits_scratch = row <= SCRATCH_BYTES
     row_in_l2 = 2 * row <= machine.l2 + SCRATCH_BYTES // 2
-    size = f"{total / 2**20:.3g} MiB"
+    size = _bytes(total)
     threads, inside = _share_threads(g, n_threads)
 
     writes = function != "logsumexp"
@@ -156,18 +164,18 @@ def choose(
     chosen = algorithm
     if function != "softmax" or g.columns:
         chosen = "two_pass"
-        where = "stay in the last-level cache" if cached else "are beyond the caches"
-        reason = f"{size} {where}"
+        where = "stay in the last-level cache" if cached else "are more than the caches hold"
+        reason = f"the {size} {where}"
         if function == "logsumexp":
             reason += ", and the extended sum needs no maximum"
     elif algorithm != "auto":
         reason = f"asked for; {size}"
     elif (cached or fits_scratch) and ((g.direct and not g.in_place) or fits_scratch):
         chosen = "two_pass_reload"
-        reason = f"a row of {row / 1024:.3g} KiB stays cached, so each exponential is computed once"
+        reason = f"a row of {_bytes(row)} stays cached, so each exponential is computed once"
     else:
         chosen = "two_pass"
-        reason = f"rows of {row / 2**20:.3g} MiB are read twice rather than written twice"
+        reason = f"rows of {_bytes(row)} are read twice rather than written twice"
 
     if function == "softmax" and ALGORITHMS[chosen].keeps_terms:
         terms_in = "out" if g.direct and not g.in_place and not nontemporal else "scratch"

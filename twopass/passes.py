@@ -266,6 +266,7 @@ def reduce_storeexp(x, maximum, out=None, *, n_threads=None):
     -------
     total : float
         The sum of what was stored, without the factor: sum(exp(x)) / 2**round(maximum * log2 e).
+        (For a maximum beyond a million it is sum(exp(x - maximum)).)
     out : ndarray
     """
     out = _output(_vector("x", x), out)

@@ -1,0 +1,271 @@
+"""The same bits (Contract): threads, place in the batch, alignment, level, algorithm, layout."""
+
+import numpy as np
+import oracle
+import pytest
+
+import twopass
+from twopass import isa, passes
+
+#: Rows that take the fast loops, the careful ones, and the three passes of huge elements.
+KINDS = ("normal", "wide", "masked", "huge", "dominant", "steps")
+LENGTHS = (1, 2, 15, 16, 17, 33, 100, 257, 1023, 1025, 2047, 2049, 5000, 16383, 16385, 50_001)
+MAPS = ("softmax", "log_softmax")
+
+
+def _row(kind, n, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(0, 4, n)
+    if kind == "wide":
+        x = rng.uniform(-1000, 1000, n)
+    elif kind == "masked":
+        x[rng.random(n) < 0.4] = -np.inf
+        x[n // 2] = 1
+    elif kind == "huge":
+        x[n // 3] = 3e7
+        x[n // 2] = 3e7
+    elif kind == "steps":  # blocks of different level, some with a masked element
+        x += np.repeat(rng.uniform(-30, 30, n // 1024 + 1), 1024)[:n]
+        x[1::1500] = -np.inf
+    elif kind == "dominant":
+        x[n // 2] = x.max() + 25
+    return x.astype(dtype)
+
+
+def _call(name, x, **options):
+    return np.atleast_1d(getattr(twopass, name)(x, **options))
+
+
+def _assert_same(result, expected, what):
+    assert oracle.same_bits(result, expected), what
+
+
+@pytest.mark.parametrize("name", [*MAPS, "logsumexp"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_inside_a_row(level, dtype, name, kind):
+    """One long row has the same bits on 1 ... 7 threads."""
+    for n in (16385, 50_001, 140_000):
+        x = _row(kind, n, dtype)
+        expected = _call(name, x, n_threads=1)
+        for n_threads in range(2, 8):
+            _assert_same(_call(name, x, n_threads=n_threads), expected, (n, n_threads))
+
+
+@pytest.mark.parametrize("name", [*MAPS, "logsumexp"])
+@pytest.mark.parametrize("shape", [(13, 700), (3, 20_000), (2, 40_000), (1000, 9)])
+def test_threads_over_rows(level, dtype, name, shape):
+    """A batch has the same bits on 1 ... 7 threads."""
+    x = np.concatenate([_row("normal", shape[1], dtype, seed) for seed in range(shape[0])])
+    x = x.reshape(shape)
+    expected = _call(name, x, axis=1, n_threads=1)
+    for n_threads in range(2, 8):
+        _assert_same(_call(name, x, axis=1, n_threads=n_threads), expected, n_threads)
+
+
+@pytest.mark.parametrize("name", [*MAPS, "logsumexp"])
+@pytest.mark.parametrize("shape", [(700, 1300), (9000, 40), (20_000, 9), (3, 500, 300)])
+def test_threads_over_columns(level, dtype, name, shape):
+    """Columns have the same bits on 1 ... 7 threads."""
+    x = _row("wide", int(np.prod(shape)), dtype).reshape(shape)
+    expected = _call(name, x, axis=-2, n_threads=1)
+    for n_threads in range(2, 8):
+        _assert_same(_call(name, x, axis=-2, n_threads=n_threads), expected, n_threads)
+
+
+@pytest.mark.parametrize("name", [*MAPS, "logsumexp"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_place_in_the_batch(level, dtype, name, kind):
+    """A row gives the same bits alone and anywhere in a batch of other rows."""
+    for n in (1, 7, 16, 33, 100, 2049, 17_000):
+        row = _row(kind, n, dtype)
+        expected = _call(name, row)
+        batch = np.stack([_row("wide", n, dtype, seed) for seed in range(9)])
+        for place in (0, 1, 4, 8):
+            x = batch.copy()
+            x[place] = row
+            result = _call(name, x, axis=1)[place]
+            _assert_same(np.atleast_1d(result), expected, (n, place))
+
+
+@pytest.mark.parametrize("name", [*MAPS, "logsumexp"])
+@pytest.mark.parametrize("kind", ["normal", "wide", "dominant"])
+def test_place_among_columns(level, dtype, name, kind):
+    """A column gives the same bits at any place among others, in any width of at least 8."""
+    for n in (5, 63, 64, 65, 4097):
+        column = _row(kind, n, dtype)
+        results = []
+        for width, place in ((8, 0), (8, 7), (9, 3), (33, 31), (256, 255), (257, 256), (600, 300)):
+            x = np.tile(_row("normal", n, dtype, 5)[:, None], (1, width))
+            x[:, place] = column
+            y = np.atleast_2d(_call(name, x, axis=0))
+            results.append(np.ascontiguousarray(y[:, place]))
+        for result in results[1:]:
+            _assert_same(result, results[0], n)
+
+
+@pytest.mark.parametrize("name", [*MAPS, "logsumexp"])
+def test_every_alignment_of_the_input(level, dtype, name):
+    """Rows that begin at each of 64 successive bytes give the same bits."""
+    for n in (1, 16, 31, 100, 2100, 17_000):
+        row = _row("normal", n, dtype)
+        expected = _call(name, row)
+        space = np.zeros(n * dtype.itemsize + 192, np.uint8)
+        start = -space.ctypes.data % 64
+        for offset in range(64):
+            piece = space[start + offset : start + offset + n * dtype.itemsize]
+            x = piece.view(dtype)
+            x[:] = row
+            assert x.ctypes.data % 64 == offset
+            _assert_same(_call(name, x), expected, (n, offset))
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_every_alignment_of_the_output(level, dtype, name):
+    """Outputs that begin at each of 64 successive bytes get the same bits, and nothing beside."""
+    for n in (1, 16, 31, 100, 2100, 17_000):
+        row = _row("normal", n, dtype)
+        expected = _call(name, row)
+        size = n * dtype.itemsize
+        space = np.zeros(size + 192, np.uint8)
+        start = -space.ctypes.data % 64 + 64
+        for offset in range(64):
+            space[:] = 0xA5
+            y = space[start + offset : start + offset + size].view(dtype)
+            _call(name, row, out=y)
+            _assert_same(y.copy(), expected, (n, offset))
+            assert (space[: start + offset] == 0xA5).all()
+            assert (space[start + offset + size :] == 0xA5).all()
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_every_alignment_in_place(level, dtype, name):
+    """In place, aligned or not, the bits are those of a new array."""
+    for n in (1, 31, 100, 2100, 17_000):
+        row = _row("normal", n, dtype)
+        expected = _call(name, row)
+        space = np.zeros(n * dtype.itemsize + 128, np.uint8)
+        start = -space.ctypes.data % 64
+        for offset in range(64):
+            y = space[start + offset : start + offset + n * dtype.itemsize].view(dtype)
+            y[:] = row
+            _call(name, y, out=y)
+            _assert_same(y.copy(), expected, (n, offset))
+
+
+@pytest.mark.parametrize("offset", range(0, 64, 4))
+def test_every_alignment_by_non_temporal_stores(level, dtype, offset):
+    """The streaming pass writes the same bits at any alignment, and nothing beside."""
+    offset -= offset % dtype.itemsize
+    x = _row("normal", 40_003, dtype)
+    mantissa, exponent = passes.reduce_extexp(x)
+    expected = passes.map_scaleextexp(x, mantissa, exponent)
+    space = np.full(x.nbytes + 256, 0xA5, np.uint8)
+    start = -space.ctypes.data % 64 + 64 + offset
+    out = space[start : start + x.nbytes].view(dtype)
+    passes.map_scaleextexp(x, mantissa, exponent, out, nontemporal=True)
+    _assert_same(out.copy(), expected, offset)
+    assert (space[:start] == 0xA5).all()
+    assert (space[start + x.nbytes :] == 0xA5).all()
+
+
+@pytest.mark.skipif(
+    not {"x86-64-v3", "x86-64-v4"} <= set(isa.available()), reason="needs two levels with FMA"
+)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", [*MAPS, "logsumexp"])
+def test_levels_with_fma(dtype, name, kind):
+    """x86-64-v3 and x86-64-v4 give the same bits, along rows and along columns."""
+    for n in (*LENGTHS, 140_000):
+        x = _row(kind, n, dtype)
+        results = []
+        for level in ("x86-64-v3", "x86-64-v4"):
+            with isa.use(level):
+                rows = _call(name, x)
+                columns = _call(name, np.repeat(x[:20_000, None], 11, axis=1), axis=0)
+                results.append((rows, columns))
+        _assert_same(results[0][0], results[1][0], n)
+        _assert_same(results[0][1], results[1][1], n)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_algorithms(level, dtype, kind):
+    """All four algorithms, and auto, give the same bits at every kind of length."""
+    for n in LENGTHS:
+        x = _row(kind, n, dtype)
+        expected = twopass.softmax(x, algorithm="two_pass")
+        for algorithm in ("auto", *passes.ALGORITHMS):
+            _assert_same(twopass.softmax(x, algorithm=algorithm), expected, (n, algorithm))
+
+
+def test_algorithms_at_every_length(level, dtype):
+    """The same for each length from 1 to 300."""
+    for n in range(1, 301):
+        x = _row(KINDS[n % 3], n, dtype, n)
+        expected = twopass.softmax(x, algorithm="two_pass")
+        for algorithm in passes.ALGORITHMS:
+            _assert_same(twopass.softmax(x, algorithm=algorithm), expected, (n, algorithm))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_place(level, dtype, algorithm, kind):
+    """In place and out of place give the same bits, whatever the row takes."""
+    for n in (1, 33, 2049, 17_000, 300_000):
+        x = _row(kind, n, dtype)
+        expected = twopass.softmax(x, algorithm=algorithm)
+        for n_threads in (1, 3):
+            y = x.copy()
+            assert twopass.softmax(y, algorithm=algorithm, out=y, n_threads=n_threads) is y
+            _assert_same(y, expected, (n, n_threads))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_strided_rows(level, dtype, algorithm, kind):
+    """Rows gathered from strided memory, or scattered into it, have the bits of contiguous ones."""
+    for n in (1, 7, 33, 2049, 17_000):
+        rows = np.stack([_row(kind, n, dtype, seed) for seed in range(3)])
+        expected = twopass.softmax(rows, axis=1, algorithm=algorithm)
+        spaced = np.empty((3, 2 * n), dtype)[:, ::2]
+        spaced[:] = rows
+        _assert_same(twopass.softmax(spaced, axis=1, algorithm=algorithm), expected, n)
+        back = np.ascontiguousarray(rows[:, ::-1])[:, ::-1]
+        _assert_same(twopass.softmax(back, axis=1, algorithm=algorithm), expected, n)
+        out = np.empty((3, 3 * n), dtype)[:, ::3]
+        twopass.softmax(rows, axis=1, algorithm=algorithm, out=out)
+        _assert_same(np.ascontiguousarray(out), expected, n)
+        twopass.softmax(spaced, axis=1, algorithm=algorithm, out=spaced)
+        _assert_same(np.ascontiguousarray(spaced), expected, n)
+
+
+@pytest.mark.parametrize("name", [*MAPS, "logsumexp"])
+def test_strided_rows_of_the_logarithms(level, dtype, name):
+    """The same for log_softmax and logsumexp."""
+    for n in (1, 7, 33, 2049, 17_000):
+        rows = np.stack([_row("normal", n, dtype, seed) for seed in range(3)])
+        spaced = np.empty((3, 2 * n), dtype)[:, ::2]
+        spaced[:] = rows
+        _assert_same(_call(name, spaced, axis=1), _call(name, rows, axis=1), n)
+
+
+def test_byte_order(level, dtype):
+    """Arrays of the other byte order give the bits of native ones."""
+    x = _row("normal", 3000, dtype)
+    swapped = x.astype(dtype.newbyteorder("S"))
+    _assert_same(twopass.softmax(swapped), twopass.softmax(x), "swapped")
+
+
+def test_out_of_cache(dtype):
+    """A row beyond the caches, by non-temporal stores, has the bits of the same row in place."""
+    x = _row("normal", (96 << 20) // dtype.itemsize + 3, dtype)
+    expected = twopass.softmax(x, n_threads=1)
+    _assert_same(twopass.softmax(x, n_threads=2), expected, "threads")
+    _assert_same(twopass.softmax(x, algorithm="two_pass_reload"), expected, "reload")
+    twopass.softmax(x, out=x)
+    _assert_same(x, expected, "in place")
+
+
+def test_repeated_calls(dtype):
+    """The same call gives the same bits a hundred times over, with more threads than cores."""
+    x = _row("wide", 100_000, dtype)
+    expected = twopass.softmax(x, n_threads=1)
+    for _ in range(100):
+        _assert_same(twopass.softmax(x, n_threads=5), expected, "again")
