@@ -208,6 +208,49 @@ cdef inline void add_lanes(
         k += STEP
 
 
+cdef inline void sum_steps(
+    const real *x, Py_ssize_t n, real magic, bits *low, bits *high, double *total, double *error
+) noexcept nogil:
+    """Add the terms of n elements, a whole number of steps, to the lanes' totals, and keep none.
+
+    segment() and add_lanes() in one loop: the terms need not pass through memory, which takes a
+    sixth of the time. With a place for them the compiler could not tell it from the lanes.
+    """
+    cdef bits least[LANES]
+    cdef bits most[LANES]
+    cdef double sums[LANES]
+    cdef double errors[LANES]
+    cdef Py_ssize_t k = 0, j
+    cdef real t, u
+    cdef bits a, b
+    for j in range(LANES):
+        least[j] = low[0]
+        most[j] = high[0]
+        sums[j] = total[j]
+        errors[j] = error[j]
+    while k < n:
+        prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, STEP * sizeof(real))
+        for j in range(LANES):
+            t = rounded(x[k + j], magic)
+            u = rounded(x[k + LANES + j], magic)
+            a = bits_of(t, least[j])
+            b = bits_of(u, least[j])
+            least[j] = a if a < least[j] else least[j]
+            most[j] = a if a > most[j] else most[j]
+            least[j] = b if b < least[j] else least[j]
+            most[j] = b if b > most[j] else most[j]
+            accumulate(
+                &sums[j], &errors[j],
+                times_power(mantissa(x[k + j], t - magic), t)
+                + times_power(mantissa(x[k + LANES + j], u - magic), u))
+        k += STEP
+    for j in range(LANES):
+        low[0] = least[j] if least[j] < low[0] else low[0]
+        high[0] = most[j] if most[j] > high[0] else high[0]
+        total[j] = sums[j]
+        error[j] = errors[j]
+
+
 cdef inline void pad_step(const real *x, Py_ssize_t n, real *pad) noexcept nogil:
     """The n < STEP elements of x, and the last one until the step is full."""
     cdef Py_ssize_t j
@@ -234,18 +277,18 @@ cdef inline void block_segments(
     bits *low, bits *high, double *total, double *error
 ) noexcept nogil:
     """The terms go to `to` unless that is NULL, and to the totals unless `scaled`."""
-    cdef real buffer[SEGMENT]
     cdef real pad[STEP]
     cdef real padded[STEP]
-    cdef real *terms
     cdef Py_ssize_t k = 0, count, whole = n // STEP * STEP
+    if to == NULL:
+        sum_steps(x, whole, magic, low, high, total, error)
+        k = whole
     while k < whole:
         count = whole - k if whole - k < SEGMENT else SEGMENT
         prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, count * sizeof(real))
-        terms = to + k if to != NULL else buffer
-        segment(x + k, terms, count, magic, scaled, factor, factor_low, low, high)
+        segment(x + k, to + k, count, magic, scaled, factor, factor_low, low, high)
         if not scaled:
-            add_lanes(<const real *> terms, count, total, error)
+            add_lanes(<const real *> (to + k), count, total, error)
         k += count
     if k < n:
         pad_step(x + k, n - k, pad)
