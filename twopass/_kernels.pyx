@@ -212,14 +212,24 @@ cdef bint run_rows(
 
 
 cdef bint share_rows(const Call *call, real *unused) noexcept nogil:
-    cdef int thread, failures = 0
-    cdef Py_ssize_t rows = call.n_rows, n_threads = call.n_threads
-    if call.inside or n_threads == 1:
+    cdef int failures = 0
+    cdef Py_ssize_t rows = call.n_rows, part, parts
+    if call.inside or call.n_threads == 1:
         return run_rows(call, 0, rows, unused)
-    for thread in prange(call.n_threads, num_threads=call.n_threads, schedule="static"):
+    parts = parts_of(call.n_threads, rows, call.n)
+    for part in prange(parts, num_threads=call.n_threads, schedule="dynamic"):
         failures += not run_rows(
-            call, share(rows, thread, n_threads), share(rows, thread + 1, n_threads), unused)
+            call, share(rows, part, parts), share(rows, part + 1, parts), unused)
     return failures == 0
+
+
+cdef inline Py_ssize_t parts_of(int n_threads, Py_ssize_t tasks, Py_ssize_t size) noexcept nogil:
+    """Parts that the tasks are handed out in: several a thread, so that one whose core is also
+    wanted by others does not hold up the rest, but none of less than a few microseconds."""
+    cdef Py_ssize_t parts = n_threads * 8, most = tasks * size // 16384
+    parts = parts if parts < most else most
+    parts = parts if parts > n_threads else n_threads
+    return parts if parts < tasks else tasks
 
 
 cdef inline Py_ssize_t share(Py_ssize_t total, Py_ssize_t part, Py_ssize_t parts) noexcept nogil:
@@ -349,16 +359,16 @@ cdef bint run_columns_range(
 cdef bint share_columns(
     const Call *call, const Columns *template, Py_ssize_t inner, real *unused
 ) noexcept nogil:
-    cdef int thread, failures = 0
+    cdef int failures = 0
     cdef Py_ssize_t lead = lead_of(call, sizeof(real))
-    cdef Py_ssize_t tasks = call.n_rows * ((inner + lead - 1) // COLUMNS + 1)
-    cdef Py_ssize_t n_threads = call.n_threads
-    if call.inside or n_threads == 1:
+    cdef Py_ssize_t tasks = call.n_rows * ((inner + lead - 1) // COLUMNS + 1), part, parts
+    if call.inside or call.n_threads == 1:
         return run_columns_range(call, template, 0, tasks, inner, unused)
-    for thread in prange(call.n_threads, num_threads=call.n_threads, schedule="static"):
+    parts = parts_of(call.n_threads, tasks, template.n * COLUMNS)
+    for part in prange(parts, num_threads=call.n_threads, schedule="dynamic"):
         failures += not run_columns_range(
-            call, template, share(tasks, thread, n_threads), share(tasks, thread + 1, n_threads),
-            inner, unused)
+            call, template, share(tasks, part, parts), share(tasks, part + 1, parts), inner,
+            unused)
     return failures == 0
 
 

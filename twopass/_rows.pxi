@@ -283,6 +283,7 @@ cdef void run_pass(const Row *row, Pass which, real *unused) noexcept nogil:
         for index in range(row.n_chunks):
             run_chunk(row, which, index, unused)
     else:
+        # Static: each pass then finds in its thread's caches what the one before left there.
         for index in prange(row.n_chunks, num_threads=row.n_threads, schedule="static"):
             run_chunk(row, which, index, unused)
 
