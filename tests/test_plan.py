@@ -279,3 +279,25 @@ def test_cpu_budget(monkeypatch, quota, affinity, budget):
         _machine.os, "sched_getaffinity", lambda pid: set(range(affinity)), raising=False
     )
     assert _machine.cpu_budget() == budget
+
+
+def test_scratch_is_counted_in_what_the_kernel_computes_in():
+    """Small integers are computed in double: their row of scratch is eight bytes an element."""
+    n = SCRATCH_BYTES // 8 + 1
+    small = Geometry(64, n, 1, 1, 8, True, True, False)
+    plan = choose("softmax", small, "auto", 2, Machine(), "x86-64-v4")
+    assert plan.scratch_bytes == 0
+    fits = Geometry(64, n - 1, 1, 1, 8, True, True, False)
+    plan = choose("softmax", fits, "auto", 2, Machine(), "x86-64-v4")
+    assert plan.scratch_bytes == 2 * 8 * (n - 1) <= 2 << 20
+
+
+def test_columns_say_that_they_have_one_algorithm():
+    """Another one asked for along columns does not vanish without a word."""
+    columns = Geometry(1, 100, 100, 4, 4, True, False, True)
+    plan = choose("softmax", columns, "three_pass_reload", 1, Machine(), "x86-64-v4")
+    assert plan.algorithm == "two_pass"
+    assert "columns have no three_pass_reload" in str(plan)
+    assert "columns have no" not in str(
+        choose("softmax", columns, "auto", 1, Machine(), "x86-64-v4")
+    )

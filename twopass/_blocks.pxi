@@ -8,13 +8,13 @@
 #    which clamps and flushes.  Where both are right they give the same bits.
 # c. Contract: n >= 1, x and y do not overlap, nothing is validated, nothing can fail.
 #
-# The real *y of a fast loop that returned False is garbage.
+# The output of a fast loop that returned False is garbage.
 
 from libc.math cimport INFINITY, M_LN2, NAN
 
 cdef enum:
     LANES = 16
-    STEP = 32      # two terms are added before a lane is: a float pair costs one conversion
+    STEP = 32  # two terms are added before a lane is: a float pair costs one conversion
     MAX_LANES = 64  # lanes of a maximum: comparisons have a latency, too
     SEGMENT = 256  # elements between two rounds of prefetches, a whole number of steps
     # Range of n - ref that the loops use: wide enough for every normal result below the maximum,
@@ -140,7 +140,7 @@ cdef inline void collapse(double *total, double *error, bint compensated, Sum *o
 cdef real block_max(const real *x, Py_ssize_t n) noexcept nogil:
     """max(x); NaN when there is one."""
     cdef real top[MAX_LANES]
-    cdef real unordered[MAX_LANES]  # x - x where x is NaN would not do: inf - inf
+    cdef real unordered[MAX_LANES]  # a NaN once there was one: comparisons pass it over
     cdef Py_ssize_t k = 0, j
     cdef real result, value
     cdef int nans = 0

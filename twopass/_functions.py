@@ -35,7 +35,7 @@ def softmax(x, axis=None, *, out=None, algorithm="auto", n_threads=None):
         in place. If it overlaps `x` otherwise, `x` is copied first.
     algorithm : str, optional
         A key of `twopass.passes.ALGORITHMS`. The default, ``"auto"``, takes the fastest one for
-        the size; all give the same bits. See `plan`.
+        the size; all give the same bits. Columns (see Notes) have ``"two_pass"`` alone. See `plan`.
     n_threads : int, optional
         At least 1. Default: OpenMP's maximum (``OMP_NUM_THREADS``, threadpoolctl) within what
         affinity and cgroup quota grant, and one thread where more would lose. The number never

@@ -149,7 +149,8 @@ def choose(
     Plan
     """
     total = g.elements * (g.itemsize + (0 if g.in_place else g.out_itemsize))
-    row = g.n * max(4, g.itemsize)
+    # What the kernel computes in: float for float and half arrays, double for all others.
+    row = g.n * (8 if max(g.itemsize, g.out_itemsize) == 8 else 4)
     cached = total <= machine.last_level
     fits_scratch = row <= SCRATCH_BYTES
     row_in_l2 = 2 * row <= machine.l2 + SCRATCH_BYTES // 2
@@ -168,6 +169,8 @@ def choose(
         reason = f"the {size} {where}"
         if function == "logsumexp":
             reason += ", and the extended sum needs no maximum"
+        if algorithm not in ("auto", "two_pass"):
+            reason += f"; columns have no {algorithm}"
     elif algorithm != "auto":
         reason = f"asked for; {size}"
     elif (cached or fits_scratch) and ((g.direct and not g.in_place) or fits_scratch):
