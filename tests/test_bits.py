@@ -168,6 +168,27 @@ def test_every_alignment_by_non_temporal_stores(level, dtype, offset):
     assert (space[start + x.nbytes :] == 0xA5).all()
 
 
+@pytest.mark.parametrize("kind", ["steps", "masked", "normal"])
+def test_reloaded_terms_by_non_temporal_stores(level, dtype, kind):
+    """Streamed pieces keep to the blocks of the terms, whose reference exponents differ."""
+    compute = isa.kernels().compute
+    n = 9000
+    x = _row(kind, n, dtype)
+    expected = twopass.softmax(x, n_threads=1)
+    for offset in range(0, 64, dtype.itemsize):
+        memory = np.full((n + 32) * dtype.itemsize + 128, 7, np.uint8)
+        start = -memory.ctypes.data % 64 + offset
+        out = memory[start : start + x.nbytes].view(dtype)
+        for algorithm in ("two_pass", "two_pass_reload"):
+            compute.rows(
+                x[np.newaxis], out[np.newaxis], 1, 1, n, compute.OPERATIONS["softmax"],
+                compute.ALGORITHMS[algorithm], True, True, 1, False,
+            )  # fmt: skip
+            _assert_same(out, expected, (offset, algorithm))
+            assert (memory[:start] == 7).all()
+            assert (memory[start + x.nbytes :] == 7).all()
+
+
 @pytest.mark.skipif(
     not {"x86-64-v3", "x86-64-v4"} <= set(isa.available()), reason="needs two levels with FMA"
 )

@@ -56,15 +56,23 @@ cdef enum:
     # One block of input and one of output fit in any L1 (32 KiB) with room for what is prefetched.
     BLOCK_BYTES = 8192
     BLOCK_DOUBLES = 1024
+    # Non-temporal stores of one piece go on while the next is computed, if that is not too long: on
+    # Zen 4 a pass that writes so ran a tenth faster than with whole blocks. Divides BLOCK_BYTES.
+    STREAMED_BYTES = 2048
     # How far ahead of the loop a line is requested. The arithmetic fills the out-of-order window,
     # so the hardware prefetchers are not driven far enough by themselves. Runs on beyond the row,
     # into the next one: a prefetch never faults.
     PREFETCH_BYTES = 8192
 
 
+cdef inline Py_ssize_t to_line(const void *address) noexcept nogil:
+    """Bytes to the next cache line; 0 on one."""
+    return -<uintptr_t> address % LINE_BYTES
+
+
 cdef void stream(real *to, const real *values, Py_ssize_t count) noexcept nogil:
     """Copy by non-temporal stores; the partial lines at both ends by ordinary ones."""
-    cdef Py_ssize_t head = (-<uintptr_t> to % LINE_BYTES) // sizeof(real)
+    cdef Py_ssize_t head = to_line(to) // sizeof(real)
     cdef Py_ssize_t body
     if head > count:
         head = count

@@ -225,14 +225,23 @@ cdef void map_blocks(
     cdef real *buffer = <real *> aligned(space)
     cdef real *y_buffer = <real *> aligned(y_space)
     cdef Py_ssize_t block = block_length(terms), i = start, count, j
+    cdef Py_ssize_t piece = STREAMED_BYTES // sizeof(real) if row.streaming else block
+    cdef Py_ssize_t before = 0
     cdef const real *x
     cdef real *y
     cdef real inverse = <real> row.inverse
     cdef real inverse_low = <real> (row.inverse - inverse + row.inverse_low)
     cdef bint beside = row.streaming or row.overwrites or not row.y.direct
     cdef bint careful = row.shift != 0
+    cdef bint reloads = which == MAP_RESCALE or which == MAP_SCALE
+    if row.streaming and not reloads:
+        # Then pieces begin on cache lines, which are written whole. A map has no order to keep, but
+        # terms have one reference exponent per block.
+        before = to_line(row.y_row + start * sizeof(real)) // sizeof(real)
     while i < stop:
-        count = stop - i if stop - i < block else block
+        count = stop - i if stop - i < piece else piece
+        if i == start and 0 < before < count:
+            count = before
         y = y_buffer if beside else <real *> row.y_row + i
         if which == MAP_SCALEEXTEXP or which == MAP_SCALEEXP:
             x = load(row.x, row.x_row, i, count, buffer)
@@ -241,7 +250,7 @@ cdef void map_blocks(
             if careful:
                 block_clamped_map(
                     x, y, count, row.exponent, <real> row.shift, inverse, inverse_low)
-        elif which == MAP_RESCALE or which == MAP_SCALE:
+        elif reloads:
             block_rescale(
                 terms + i, y, count, row.refs[i // block] - row.exponent, inverse, inverse_low)
         elif which == MAP_SUBTRACT:
