@@ -1,5 +1,19 @@
-"""How close each pass comes to the speed of memory, and how twopass compares to its peers.
+"""How close each pass comes to the speed of memory, and what limits it where it does not.
 
-`measure` and `peers` return samples, `roofline` is arithmetic on samples, `show` turns the results
-into text, `cli` is the command ``twopass-roofline``.
+As a library: `measure` returns a `Report`, `roofline` what it says; `own_kernel` has any callable
+on arrays judged like a pass. As a command: ``twopass-roofline``.
+
+The parts, each of which has one reason to change: `experiments` decides what runs and runs it
+(`timing`, `machine`), `report` is the record, `results` and `model` are arithmetic on it,
+`traffic` and `counters` count, `peers` compares libraries, `show`, `figures` and `page` render,
+`compare` sets two reports side by side, `cli` is the command.
 """
+
+from twopass.analysis.experiments import Own, measure, own_kernel
+from twopass.analysis.report import Kernel, Report, ReportError, Series
+from twopass.analysis.results import Results, Verdict, roofline, verdict
+
+__all__ = [
+    "Kernel", "Own", "Report", "ReportError", "Results", "Series", "Verdict", "measure",
+    "own_kernel", "roofline", "verdict",
+]  # fmt: skip

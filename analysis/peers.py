@@ -23,15 +23,15 @@ import numpy as np
 
 import twopass
 from twopass import isa
-from twopass.analysis.measure import (
+from twopass.analysis.machine import available_memory
+from twopass.analysis.ratios import Comparison, Sample, compare
+from twopass.analysis.timing import (
     Timed,
-    available_memory,
     calls_for,
     interleaved,
     seconds_per_call,
     written_normals,
 )
-from twopass.analysis.roofline import Comparison, Sample, compare
 
 OWN = "twopass"
 #: twopass restricted to AVX2, measured beside the level in use.
@@ -507,7 +507,7 @@ def run_in_subprocess(shapes: str, threads: int, settings: Settings) -> list[Out
         question = json.dumps({"shapes": shapes, "threads": threads, "settings": asdict(settings)})
         run = subprocess.run(
             [sys.executable, "-P", "-m", "twopass.analysis.cli", "peers", "--worker", question,
-             "--json", str(answer)],
+             "--answer", str(answer)],
             env=variables, check=False,
         )  # fmt: skip
         if run.returncode:

@@ -274,7 +274,7 @@ def test_the_tightest_quota_counts(tmp_path):
 ])  # fmt: skip
 def test_cpu_budget(monkeypatch, quota, affinity, budget):
     """Affinity and quota bound the threads, and one is always granted."""
-    monkeypatch.setattr(_machine, "_quota", lambda: quota)
+    monkeypatch.setattr(_machine, "quota_of_process", lambda: quota)
     monkeypatch.setattr(
         _machine.os, "sched_getaffinity", lambda pid: set(range(affinity)), raising=False
     )

@@ -47,3 +47,21 @@ def x86_64_level():
 def amd_family():
     """The family number of an AMD CPU (25: Zen 3 and 4, 26: Zen 5); 0 for all others."""
     return twopass_amd_family()
+
+
+cdef enum:
+    CYCLES_PER_TURN = 2  # a rotation and an addition, each of which waits for the other
+
+
+def dependent_cycles(unsigned long long turns):
+    """Run a chain of operations of one cycle each, and return how many cycles it takes.
+
+    Its duration gives the clock at which this core runs just now, which nothing else tells in a
+    virtual machine.
+    """
+    cdef unsigned long long _i, value = turns | 1
+    with nogil:
+        for _i in range(turns):
+            value = ((value << 7) | (value >> 57)) + 0x2545F491
+    # The chain would be removed if nothing depended on where it ends; it does not end in 0.
+    return CYCLES_PER_TURN * turns + (value == 0)

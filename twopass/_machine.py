@@ -95,7 +95,8 @@ def quota(folders: list[pathlib.Path]) -> float:
 
 
 @functools.cache
-def _quota() -> float:
+def quota_of_process() -> float:
+    """CPUs that the cgroups of this process grant, read once; infinity without a quota."""
     return quota(_cgroup_folders())
 
 
@@ -105,4 +106,4 @@ def cpu_budget() -> int:
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    return max(1, min(count, int(min(_quota() + 0.5, 1e6))))
+    return max(1, min(count, int(min(quota_of_process() + 0.5, 1e6))))

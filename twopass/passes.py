@@ -51,6 +51,8 @@ class Pass:
         The STREAM-style kernel with the same access pattern.
     does : str
         What it computes.
+    nontemporal : bool
+        Whether its output may be written past the caches.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Pass:
     exps: int
     roof: str
     does: str
+    nontemporal: bool = False
 
     @property
     def in_place(self) -> bool:
@@ -77,14 +80,20 @@ PASSES = {
     for entry in (
         Pass("reduce_max", "rmax", 1, 0, 0, "read", "max(x)"),
         Pass("reduce_sumexp", "raddexpminusmax", 1, 0, 1, "read", "sum(exp(x - max))"),
-        Pass("map_scaleexp", "vscaleexpminusmax", 1, 1, 1, "copy", "y = scale * exp(x - max)"),
+        Pass(
+            "map_scaleexp", "vscaleexpminusmax", 1, 1, 1, "copy", "y = scale * exp(x - max)",
+            nontemporal=True,
+        ),
         Pass(
             "reduce_storeexp", "raddstoreexpminusmax", 1, 1, 1, "copy",
             "y = exp(x - max), and its sum",
         ),
         Pass("map_scale", "vmulc", 1, 1, 0, "update", "y = scale * y"),
         Pass("reduce_extexp", "raddextexp", 1, 0, 1, "read", "sum(exp(x)) as an extended number"),
-        Pass("map_scaleextexp", "vscaleextexp", 1, 1, 1, "copy", "y = exp(x) / extended sum"),
+        Pass(
+            "map_scaleextexp", "vscaleextexp", 1, 1, 1, "copy", "y = exp(x) / extended sum",
+            nontemporal=True,
+        ),
         Pass(
             "reduce_storeextexp", "", 1, 1, 1, "copy",
             "y = exp(x) relative to a block's exponent, and the extended sum",

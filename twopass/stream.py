@@ -11,16 +11,19 @@ from twopass import isa
 from twopass._threads import thread_count
 from twopass.passes import _vector
 
-__all__ = ["KERNELS", "Kernel", "add", "copy", "copy_nt", "read", "scale", "triad", "update"]
+__all__ = [
+    "KERNELS", "Kernel", "add", "copy", "copy_nt", "init", "read", "scale", "triad", "update",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A STREAM-style kernel: words loaded and stored per element, without write-allocate."""
+    """A STREAM-style kernel: words loaded and stored (no write-allocate), flops per element."""
 
     name: str
     loads: int
     stores: int
+    flops: int
     does: str
 
     def words(self, write_allocate: bool = False) -> int:
@@ -32,13 +35,14 @@ class Kernel:
 KERNELS = {
     entry.name: entry
     for entry in (
-        Kernel("read", 1, 0, "sum(a)"),
-        Kernel("copy", 1, 1, "out = a"),
-        Kernel("copy_nt", 1, 1, "out = a, by non-temporal stores"),
-        Kernel("update", 1, 1, "a = s * a, in place"),
-        Kernel("scale", 1, 1, "out = s * a"),
-        Kernel("add", 2, 1, "out = a + b"),
-        Kernel("triad", 2, 1, "out = a + s * b"),
+        Kernel("read", 1, 0, 1, "sum(a)"),
+        Kernel("copy", 1, 1, 0, "out = a"),
+        Kernel("copy_nt", 1, 1, 0, "out = a, by non-temporal stores"),
+        Kernel("update", 1, 1, 1, "a = s * a, in place"),
+        Kernel("scale", 1, 1, 1, "out = s * a"),
+        Kernel("add", 2, 1, 1, "out = a + b"),
+        Kernel("triad", 2, 1, 2, "out = a + s * b"),
+        Kernel("init", 0, 1, 0, "out = s"),
     )
 }
 
@@ -90,6 +94,12 @@ def triad(a, b, scalar, out, *, n_threads=None) -> np.ndarray:
     """``out = a + scalar * b``."""
     _check_pair(a, b)
     _run("triad", a, b, _vector("out", out, like=a), scalar, n_threads)
+    return out
+
+
+def init(out, scalar, *, n_threads=None) -> np.ndarray:
+    """``out = scalar``: stores alone, which read their lines first."""
+    _run("init", _vector("out", out, like=out), out, out, scalar, n_threads)
     return out
 
 
