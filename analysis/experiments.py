@@ -366,6 +366,32 @@ def _roof_call(label: str, arrays: Arrays, group: Group) -> Callable[[], object]
     )  # fmt: skip
 
 
+def _check_roof(label: str, arrays: Arrays, group: Group, result: object) -> None:
+    """STREAM's rule: what is timed has to have done its work. Judged by a thousand elements.
+
+    Raises
+    ------
+    RuntimeError
+        It has not.
+    """
+    a, b, out = (x[:: x.size // 1000 + 1] for x in arrays.cut(group.elements))
+    expected = {
+        "copy": lambda: a, "copy_nt": lambda: a, "scale": lambda: a, "add": lambda: a + b,
+        "triad": lambda: a + b, "init": lambda: np.ones_like(a), "update": lambda: out,
+    }  # fmt: skip
+    if label == "read":
+        whole = arrays.cut(group.elements)[0]
+        # Single precision and another order: off by far less than a chunk that was left out.
+        right = abs(result - float(whole.sum(dtype=np.float64))) < 1e-3 * whole.size**0.5 + 1e-3
+    else:
+        right = np.array_equal(out, expected[label]())
+    if not right:
+        raise RuntimeError(
+            f"the roof {label!r} gave a wrong result: {group.isa}, {group.dtype},"
+            f" {group.threads} threads, {group.elements} elements"
+        )
+
+
 def _algorithm_call(label: str, arrays: Arrays, group: Group) -> Callable[[], object]:
     """An algorithm over one row, out of place, all its threads inside the row."""
     compute = isa.kernels().compute
@@ -396,7 +422,9 @@ def _timed(label: str, arrays: Arrays, group: Group, own: Mapping[str, Own]) -> 
             call = _roof_call(label, arrays, group)
         else:
             call = _pass_call(label, arrays, group)
-        call()
+        result = call()
+        if label in stream.KERNELS:
+            _check_roof(label, arrays, group, result)
         calls = calls_for(seconds_per_call(call, 1), _SAMPLE_SECONDS)
     # In a cache, the arrays have to get there first.
     return Timed(call, calls, around, warm=group.level != "memory")

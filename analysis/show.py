@@ -42,7 +42,8 @@ def tables(report: Report, results: Results) -> list[Table]:
 
 def terminal(report: Report, results: Results) -> str:
     """The answer, the tables and what to keep in mind, within 80 columns."""
-    blocks = [wrap(sentence) for sentence in answer(report, results)]
+    blocks = ["Partial: the run was interrupted."] if report.partial else []
+    blocks += [wrap(sentence) for sentence in answer(report, results)]
     blocks += [table.text() for table in tables(report, results)]
     kept = [
         textwrap.fill(

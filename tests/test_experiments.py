@@ -215,6 +215,20 @@ def test_timed_roofs_compute(label, expected):
     np.testing.assert_array_equal(arrays.out, expected(arrays.a, arrays.b))
 
 
+@pytest.mark.parametrize("label", sorted(KERNELS))
+def test_roofs_are_validated(label, monkeypatch):
+    """A roof that does not do its work is noticed before it is timed."""
+    arrays = Arrays(5000, "float32", 0)
+    group = Group("passes", (label,), isa.active(), "float32", 1, 5000, "L2")
+    experiments._timed(label, arrays, group, {})
+    if label == "update":
+        return  # by 1: nothing would show
+    arrays.out.fill(7)
+    monkeypatch.setattr(experiments, "_roof_call", lambda *facts: lambda: 123.0)
+    with pytest.raises(RuntimeError, match=f"the roof '{label}' gave a wrong result"):
+        experiments._timed(label, arrays, group, {})
+
+
 # Running ----------------------------------------------------------------------------------------
 
 
