@@ -1,6 +1,8 @@
 """What is installed, and what it says of itself."""
 
 import ast
+import importlib.machinery
+import importlib.metadata
 import importlib.util
 import pathlib
 import subprocess
@@ -51,6 +53,32 @@ def test_analysis_is_no_top_level_module():
     assert importlib.util.find_spec("twopass.analysis") is not None
     spec = importlib.util.find_spec("analysis")
     assert spec is None or "site-packages" not in str(spec.origin)
+
+
+@pytest.mark.skipif(not (SOURCE / "meson.build").exists(), reason="no source tree")
+def test_the_wheel_has_the_tree():
+    """Every module, stub, template and table of the tree is installed, and nothing else."""
+    files = importlib.metadata.files("twopass")
+    installed = {
+        str(file) for file in files
+        if file.parts[0] == "twopass" and "__pycache__" not in file.parts
+    }  # fmt: skip
+    # A file that is there twice: of the tree, and where it is installed.
+    expected = {
+        f"twopass/{path.relative_to(SOURCE / 'twopass')}"
+        for kind in ("*.py", "*.pyi", "py.typed")
+        for path in (SOURCE / "twopass").glob(kind)
+    }
+    expected |= {
+        f"twopass/{path.relative_to(SOURCE)}"
+        for kind in ("*.py", "*.j2", "*.json", "machines/*.toml")
+        for path in (SOURCE / "analysis").glob(kind)
+    }
+    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    levels = [level.replace("-", "_") for level in twopass.build_config()["levels"]]
+    modules = ["_cpu", *(f"_{kind}_{level}" for kind in ("kernels", "stream") for level in levels)]
+    expected |= {"twopass/_config.py", *(f"twopass/{module}{suffix}" for module in modules)}
+    assert installed == expected
 
 
 @pytest.mark.skipif(not (SOURCE / "meson.build").exists(), reason="no source tree")

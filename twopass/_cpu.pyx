@@ -1,4 +1,4 @@
-# cython: language_level=3
+# cython: language_level=3, freethreading_compatible=True
 """What the CPU can run. Compiled for the baseline, so that it can be imported anywhere."""
 
 cdef extern from *:

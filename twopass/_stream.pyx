@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# cython: initializedcheck=False, embedsignature=False
+# cython: initializedcheck=False, embedsignature=False, freethreading_compatible=True
 """STREAM-style kernels of one CPU level, compiled like the passes that they are the roofs of.
 
 Each works on chunks of a fixed grid, shared out among the threads.  A roof has to be the most that
