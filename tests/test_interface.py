@@ -374,13 +374,15 @@ def test_unsupported_dtypes(name, value):
 def test_bad_axes(name):
     """An axis that is not there, twice there, or no integer."""
     x = np.zeros((2, 3))
+    _mine(name, x, axis=1)  # what it remembers must not let 1.0 in
+    _mine(name, x, axis=(0, 1))
     for axis in (2, -3, 17, (0, 5)):
         with pytest.raises(np.exceptions.AxisError, match="axis"):
             _mine(name, x, axis=axis)
     for axis in ((0, 0), (1, -1)):
         with pytest.raises(ValueError, match="twice"):
             _mine(name, x, axis=axis)
-    for axis in (1.0, "0", (0, 1.5), [0.5]):
+    for axis in (1.0, "0", (0, 1.5), (0, 1.0), [0.5]):
         with pytest.raises(TypeError, match="axis"):
             _mine(name, x, axis=axis)
     with pytest.raises(np.exceptions.AxisError):

@@ -16,17 +16,33 @@ except ImportError:
 from twopass import isa, passes, stream
 from twopass._config import build_config, show_config
 from twopass._functions import log_softmax, logsumexp, plan, softmax
+from twopass._patch import install, scipy_patch, uninstall
+from twopass._training import (
+    cross_entropy,
+    cross_entropy_gradient,
+    cross_entropy_with_gradient,
+    log_softmax_backward,
+    softmax_backward,
+)
 
 __version__ = _config.BUILD["version"]
 
 __all__ = [
     "build_config",
+    "cross_entropy",
+    "cross_entropy_gradient",
+    "cross_entropy_with_gradient",
+    "install",
     "isa",
     "log_softmax",
+    "log_softmax_backward",
     "logsumexp",
     "passes",
     "plan",
+    "scipy_patch",
     "show_config",
     "softmax",
+    "softmax_backward",
     "stream",
+    "uninstall",
 ]

@@ -1,3 +1,4 @@
+from contextlib import AbstractContextManager
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -14,6 +15,7 @@ _Axis = int | tuple[int, ...] | None
 _Algorithm = Literal[
     "auto", "two_pass", "two_pass_reload", "three_pass_recompute", "three_pass_reload"
 ]
+_Reduction = Literal["mean", "sum", "none"]
 _Function = Literal["softmax", "log_softmax", "logsumexp"]
 
 def softmax(
@@ -53,6 +55,56 @@ def logsumexp(
     out: NDArray[Any] | None = None,
     n_threads: int | None = None,
 ) -> tuple[NDArray[Any] | np.floating[Any], NDArray[Any] | np.floating[Any]]: ...
+def cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: int = -1,
+    *,
+    reduction: _Reduction = "mean",
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    n_threads: int | None = None,
+) -> NDArray[Any] | np.floating[Any]: ...
+def cross_entropy_gradient(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: int = -1,
+    *,
+    reduction: _Reduction = "mean",
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    grad_output: ArrayLike = 1.0,
+    out: NDArray[Any] | None = None,
+    n_threads: int | None = None,
+) -> NDArray[Any]: ...
+def cross_entropy_with_gradient(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: int = -1,
+    *,
+    reduction: _Reduction = "mean",
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    grad_output: ArrayLike = 1.0,
+    out: NDArray[Any] | None = None,
+    n_threads: int | None = None,
+) -> tuple[NDArray[Any] | np.floating[Any], NDArray[Any]]: ...
+def softmax_backward(
+    y: ArrayLike,
+    grad_output: ArrayLike,
+    axis: _Axis = -1,
+    *,
+    out: NDArray[Any] | None = None,
+    n_threads: int | None = None,
+) -> NDArray[Any]: ...
+def log_softmax_backward(
+    y: ArrayLike,
+    grad_output: ArrayLike,
+    axis: _Axis = -1,
+    *,
+    out: NDArray[Any] | None = None,
+    n_threads: int | None = None,
+) -> NDArray[Any]: ...
 def plan(
     shape: int | tuple[int, ...],
     dtype: DTypeLike = ...,
@@ -65,3 +117,6 @@ def plan(
 ) -> Plan: ...
 def build_config() -> dict[str, Any]: ...
 def show_config() -> None: ...
+def scipy_patch(*, scikit_learn: bool = False) -> AbstractContextManager[None]: ...
+def install(*, scikit_learn: bool = False) -> None: ...
+def uninstall() -> None: ...

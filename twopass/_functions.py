@@ -6,7 +6,7 @@ import operator
 
 import numpy as np
 
-from twopass import isa
+from twopass import _interop, isa
 from twopass._machine import machine
 from twopass._plan import MIN_COLUMNS, Geometry, Plan, choose
 from twopass._threads import ELEMENTS_PER_THREAD, check, thread_count
@@ -27,7 +27,8 @@ def softmax(x, axis=None, *, out=None, algorithm="auto", n_threads=None):
     ----------
     x : array_like
         Real numbers of any shape and strides. float16, float32 and float64 give their own dtype
-        (float16 is computed in float32), integers and booleans float64.
+        (float16 is computed in float32), integers and booleans float64. Tensors of PyTorch, JAX's
+        arrays and others with DLPack are read in place; see Notes.
     axis : int or tuple of ints, optional
         Axes along which the results add up to 1. Default: over everything.
     out : ndarray, optional
@@ -44,13 +45,14 @@ def softmax(x, axis=None, *, out=None, algorithm="auto", n_threads=None):
     Returns
     -------
     ndarray or scalar
-        Shape of `x`; `out` if that was given; a NumPy scalar for a 0-d `x`.
+        Shape of `x`; `out` if that was given; a NumPy scalar for a 0-d `x`. For what is no ndarray
+        see Notes.
 
     Raises
     ------
     TypeError
         A dtype that is not real (object, complex, string) or wider than float64, an `out` that is
-        no array.
+        no array, masked elements, a tensor that requires a gradient or is not in the CPU's memory.
     ValueError
         An axis that `x` has not or that appears twice, an unknown `algorithm`, ``n_threads < 1``,
         an `out` of another shape or dtype or that is read-only, an empty axis in an array that
@@ -66,6 +68,13 @@ def softmax(x, axis=None, *, out=None, algorithm="auto", n_threads=None):
     (float64), whatever the length. The bits depend neither on the number of threads, nor on the
     row's place in the batch, nor on alignment; rows (contiguous or gathered) and columns (an axis
     before a contiguous one) are different kernels, whose last bits may differ.
+
+    An object with DLPack (PyTorch, JAX, the array API) is computed on in its own memory, and the
+    result is one of the same library; a writable `out` may be one as well. JAX makes float64
+    results float32 unless ``jax_enable_x64`` is set. A pandas Series or DataFrame is returned as
+    one with the same labels, and `logsumexp` of a DataFrame along one axis as a Series; weights
+    count by position. Subclasses of ndarray and other array_likes give an ndarray. A masked array
+    with masked elements is refused: pass ``x.filled(-np.inf)``, which leaves them out.
 
     References
     ----------
@@ -179,6 +188,12 @@ def logsumexp(
             result = np.empty(shape + (1,) * n_reduced, a.dtype)
             isa.kernels().compute.rows(a, result, *arguments)
             return result if keepdims else result.reshape(shape)[()]
+    if type(a) is not np.ndarray and _interop.has_own_kind(a):
+        compute = functools.partial(
+            logsumexp, axis=axis, b=b, keepdims=keepdims, return_sign=return_sign,
+            n_threads=n_threads,
+        )  # fmt: skip
+        return _interop.call("a", a, out, compute, summed=axis)
     n_threads = check(n_threads)
     a = _operand("a", a)
     weights = None
@@ -283,7 +298,7 @@ def plan(
 
 def _operand(name: str, value) -> np.ndarray:
     """`value` as an ndarray of a dtype that the kernels load."""
-    array = value if type(value) is np.ndarray else np.asarray(value)
+    array = value if type(value) is np.ndarray else _interop.read(name, value)
     _result_dtype(name, array.dtype)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
@@ -356,6 +371,11 @@ def _map(function, x, axis, out, algorithm, n_threads):
         ):  # fmt: skip
             isa.kernels().compute.rows(x, out, *arguments)
             return out
+    if type(x) is not np.ndarray and _interop.has_own_kind(x):
+        compute = functools.partial(
+            _map, function, axis=axis, algorithm=algorithm, n_threads=n_threads
+        )
+        return _interop.call("x", x, out, compute, same_shape=True)
     _check_algorithm(algorithm)
     n_threads = check(n_threads)
     x = _operand("x", x)
@@ -386,13 +406,15 @@ def _remembered(function, x, axis, algorithm, n_threads, in_place):
     """
     if type(x) is not np.ndarray or not x.flags.carray:
         return None
+    if axis is not None and type(axis) is not int:
+        return None  # 1.0 finds what 1 has left
     size = x.size
     threads = 1
     if n_threads is not None or size >= 2 * ELEMENTS_PER_THREAD:
         threads = thread_count(n_threads, size)
     try:
         return _contiguous_call(function, x.shape, x.dtype, axis, algorithm, threads, in_place)
-    except TypeError:  # not hashable, so not valid either
+    except TypeError:  # an algorithm that is not hashable
         return None
 
 

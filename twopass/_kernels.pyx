@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
-# cython: initializedcheck=False, embedsignature=False
+# cython: initializedcheck=False, embedsignature=False, freethreading_compatible=True
 """Kernels of one CPU level: softmax, log_softmax, logsumexp, and every pass alone.
 
 Compiled once per level (meson.build); twopass.isa chooses.  Design, after Dukhan and Ablavatski,
@@ -7,8 +7,8 @@ The Two-Pass Softmax Algorithm, arXiv:2001.04438:
 
 a. Layers, one file each: the exponential (_exp.pxi), memory (_memory.pxi), arrays as rows
    (_operands.pxi), loops over a block in L1 (_blocks.pxi), passes and algorithms over rows
-   (_rows.pxi), the same along another axis (_columns.pxi), weights (_weighted.pxi).  This file is
-   the door: arrays in, pointers on.
+   (_rows.pxi), the same along another axis (_columns.pxi), weights (_weighted.pxi), losses and
+   gradients (_training.pxi).  This file is the door: arrays in, pointers on.
 b. Contracts: arguments were validated by the caller, n >= 1, y is x or does not overlap it.
    Kernels never fail; only the workspace can be refused (MemoryError, y untouched).
 c. Special values: a NaN in a row or +inf makes the row NaN, -inf gives 0, only -inf gives NaN.
@@ -27,6 +27,7 @@ include "_blocks.pxi"
 include "_rows.pxi"
 include "_columns.pxi"
 include "_weighted.pxi"
+include "_training.pxi"
 
 cnp.import_array()
 
@@ -418,6 +419,90 @@ def columns(
             done = share_columns(&call, &block, inner, <float *> NULL)
         else:
             done = share_columns(&call, &block, inner, <double *> NULL)
+    if not done:
+        raise MemoryError("no memory for the kernel's workspace")
+
+
+# Training ---------------------------------------------------------------------------------------
+
+def cross_entropy(
+    cnp.ndarray logits not None, cnp.ndarray labels not None, cnp.ndarray losses not None,
+    cnp.ndarray gradient, cnp.ndarray scales not None, Py_ssize_t n_rows, Py_ssize_t n,
+    int64_t ignored, double smoothing, bint keep, bint scratch, bint streaming, int n_threads,
+    bint inside,
+):
+    """Losses, their sum returned, and the gradient unless that is None; rows are the last axis.
+
+    `labels` (int64), `losses` (float64) and `scales` (float64, of one element or as many as there
+    are rows) are contiguous, in the order of the rows.  `keep`: the exponentials are computed once,
+    and wait in the gradient, or in `scratch` memory.
+    """
+    cdef Operand x_operand, y_operand
+    cdef Training call
+    cdef Total total
+    cdef bint done
+    cdef Kind native = compute_kind(kind_of(logits))
+    fill_operand(&x_operand, logits, 1, native)
+    memset(&call, 0, sizeof(Training))
+    call.x = &x_operand
+    if gradient is not None:
+        fill_operand(&y_operand, gradient, 1, native)
+        call.y = &y_operand
+    call.labels = <const int64_t *> cnp.PyArray_DATA(labels)
+    call.scales = <const double *> cnp.PyArray_DATA(scales)
+    call.scale_step = cnp.PyArray_SIZE(scales) > 1
+    call.losses = <double *> cnp.PyArray_DATA(losses)
+    call.ignored = ignored
+    call.smoothing = smoothing
+    call.n_rows = n_rows
+    call.n = n
+    call.keep = keep
+    call.scratch = scratch
+    call.streaming = streaming
+    call.n_threads = n_threads
+    call.inside = inside
+    with nogil:
+        if native == KIND_F32:
+            done = share_training(&call, <float *> NULL)
+        else:
+            done = share_training(&call, <double *> NULL)
+        total = add_losses(call.losses, n_rows if done else 0)
+    if not done:
+        raise MemoryError("no memory for the kernel's workspace")
+    return total.high + total.low
+
+
+def backward(
+    cnp.ndarray y not None, cnp.ndarray grad_output not None, cnp.ndarray out not None,
+    int n_reduced, Py_ssize_t n_rows, Py_ssize_t n, bint logarithm, bint streaming, int n_threads,
+    bint inside,
+):
+    """The backward pass of softmax or log_softmax, rows the last `n_reduced` axes."""
+    cdef Operand y_operand, g_operand, out_operand
+    cdef Backward call
+    cdef bint done
+    cdef Kind native = compute_kind(kind_of(out))
+    fill_operand(&y_operand, y, n_reduced, native)
+    fill_operand(&g_operand, grad_output, n_reduced, native)
+    fill_operand(&out_operand, out, n_reduced, native)
+    memset(&call, 0, sizeof(Backward))
+    call.y = &y_operand
+    call.g = &g_operand
+    call.out = &out_operand
+    call.n_rows = n_rows
+    call.n = n
+    call.chunk = chunk_length(n)
+    call.n_chunks = (n - 1) // call.chunk + 1
+    call.logarithm = logarithm
+    call.streaming = streaming
+    call.overwrites = out_operand.data == y_operand.data or out_operand.data == g_operand.data
+    call.n_threads = n_threads
+    call.inside = inside
+    with nogil:
+        if native == KIND_F32:
+            done = share_backward(&call, <const float *> NULL)
+        else:
+            done = share_backward(&call, <const double *> NULL)
     if not done:
         raise MemoryError("no memory for the kernel's workspace")
 

@@ -1,0 +1,738 @@
+"""Cross-entropy, its gradient and the backward passes against slow, obvious twins."""
+
+import warnings
+
+import numpy as np
+import oracle
+import pytest
+
+import twopass
+from twopass import isa
+
+FUNCTIONS = (
+    twopass.cross_entropy, twopass.cross_entropy_gradient, twopass.cross_entropy_with_gradient,
+)  # fmt: skip
+BACKWARD = (twopass.softmax_backward, twopass.log_softmax_backward)
+SMOOTHINGS = (0.0, 0.1, 1.0)
+REDUCTIONS = ("mean", "sum", "none")
+# Steps, blocks (2048 float32, 1024 float64), pieces and chunks.
+BOUNDARIES = [
+    centre + step for centre in (512, 1024, 2048, 4096, 16384, 32768) for step in (-1, 0, 1)
+]
+KINDS = ("normal", "wide", "sure", "masked", "huge")
+
+# Largest errors found, with room: the docstrings have what was measured.
+LOSS_ULPS = {"float32": 2.5, "float64": 3.5}
+GRADIENT_ULPS = {"float32": 2.5, "float64": 3.5}
+UNFUSED_ULPS = 1.0  # more without fma
+
+
+def _row(kind, n, dtype, rng):
+    """A row and a label for it."""
+    x = rng.normal(0, 4, n)
+    label = int(rng.integers(n))
+    if kind == "wide":
+        x = rng.uniform(-1000, 1000, n)
+    elif kind == "sure":  # the label's probability is 1 in the format, or close
+        x[label] = x.max() + rng.uniform(5, 60)
+    elif kind == "masked":
+        x[rng.random(n) < 0.4] = -np.inf
+        x[label] = 1
+    elif kind == "huge":
+        x *= 1e6
+        x[n // 2] = 3e7
+    return x.astype(dtype), label
+
+
+def _exact(x, label, smoothing=0.0):
+    """Loss and gradient of one row in long double; others' share as by (a) of _training.pxi."""
+    wide = np.asarray(x, np.longdouble)
+    n = len(x)
+    maximum = wide.max()
+    terms = oracle._exp(x, maximum)
+    others = terms.sum() if n == 1 else np.delete(terms, label).sum()
+    if n == 1:
+        others = np.longdouble(0)
+    total = terms.sum()
+    share = others / total
+    if share < 0.5:
+        loss = np.log1p(others / terms[label])
+    else:
+        loss = np.log(total) - (wide[label] - maximum)
+    gradient = terms / total - np.longdouble(smoothing) / n
+    gradient[label] = (smoothing - share) - np.longdouble(smoothing) / n
+    if smoothing:
+        mean = np.log(total) + maximum - wide.mean()
+        loss = (1 - np.longdouble(smoothing)) * loss + np.longdouble(smoothing) * mean
+    return loss, gradient
+
+
+def _bound(table, dtype):
+    return table[dtype.name] + (0 if isa.kernels().compute.HAS_FMA else UNFUSED_ULPS)
+
+
+def _check_row(x, label, smoothing):
+    loss, gradient = twopass.cross_entropy_with_gradient(
+        x, label, reduction="sum", label_smoothing=smoothing
+    )
+    assert loss.dtype == gradient.dtype == x.dtype
+    exact_loss, exact = _exact(x, label, smoothing)
+    if not smoothing:
+        error = oracle.error(np.atleast_1d(loss), np.atleast_1d(exact_loss))
+        assert error <= _bound(LOSS_ULPS, x.dtype), (len(x), error)
+        error = oracle.error(gradient, exact)
+        assert error <= _bound(GRADIENT_ULPS, x.dtype), (len(x), error)
+        return
+    eps = np.finfo(x.dtype).eps
+    largest = float(np.abs(x).max()) * (2.0**-29 if x.dtype == np.float32 else 1)
+    scale = max(abs(float(exact_loss)), largest)
+    assert abs(np.longdouble(loss) - exact_loss) <= 5 * eps * scale, (len(x), smoothing)
+    softmax = exact + np.longdouble(smoothing) / len(x)
+    softmax[label] = 1
+    bound = 4 * eps * np.maximum(np.abs(softmax), smoothing / len(x)) + np.finfo(x.dtype).tiny
+    assert (np.abs(np.asarray(gradient, np.longdouble) - exact) <= bound).all(), len(x)
+
+
+# Exactness --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+@pytest.mark.parametrize("kind", ["normal", "wide", "sure"])
+def test_every_length(level, dtype, rng, kind, smoothing):
+    """Loss and gradient are within the bound at every length from 1 to 300."""
+    for n in range(1, 301):
+        _check_row(*_row(kind, n, dtype, rng), smoothing)
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+@pytest.mark.parametrize("n", [*BOUNDARIES, 70_001])
+def test_around_boundaries(level, dtype, rng, n, smoothing):
+    """Lengths just below, at and just above blocks and chunks are within the bound."""
+    for kind in ("normal", "wide", "sure"):
+        _check_row(*_row(kind, n, dtype, rng), smoothing)
+
+
+def test_every_place_of_the_label(level, dtype, rng):
+    """The label may be anywhere: at both ends of steps, blocks and chunks."""
+    for n in (1, 2, 17, 70):
+        x, _ = _row("normal", n, dtype, rng)
+        for label in range(n):
+            _check_row(x, label, 0.0)
+    x, _ = _row("normal", 33_000, dtype, rng)
+    for label in (0, 1, 31, 1023, 1024, 2047, 2048, 16383, 16384, 16385, 32768, 32999):
+        _check_row(x, label, 0.0)
+
+
+def test_loss_near_zero(level, dtype):
+    """One dominant label: the loss is what the rest adds, down to the smallest numbers."""
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(60):
+        for gap in (1, 5, 17, 40, 80, 300, 700):
+            x = np.array([1000 - gap, 1000, 1000 - gap], dtype)
+            exact = mpmath.log1p(2 * mpmath.exp(-gap))
+            loss, gradient = twopass.cross_entropy_with_gradient(x, 1)
+            if exact < np.finfo(dtype).tiny:
+                # A loss is rounded, subnormal or not; a gradient is flushed.
+                assert loss <= np.finfo(dtype).tiny
+                assert (gradient == 0).all()
+                continue
+            assert abs(mpmath.mpf(float(loss)) / exact - 1) < 3 * np.finfo(dtype).eps
+            share = 2 * mpmath.exp(-gap) / (1 + 2 * mpmath.exp(-gap))
+            assert abs(mpmath.mpf(float(-gradient[1])) / share - 1) < 3 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("function", [0, 1], ids=["loss", "gradient"])
+def test_huge_logits(level, dtype, function):
+    """Beyond the exponent limit, on either side and for label and others alike."""
+    cases = (
+        ([3e7, 0, 3e7], 0), ([3e7, 0, 3e7], 1), ([-3e7, 0, 1], 0), ([-3e7, -3e7, -3e7], 1),
+        ([5, -3e7, -4e7], 0), ([-2e9, 1e9, 2e9], 1), ([-1500, 1500, 0], 0),
+    )  # fmt: skip
+    for values, label in cases:
+        x = np.array(values, dtype)
+        result = twopass.cross_entropy_with_gradient(x, label)[function]
+        exact = _exact(x, label)[function]
+        np.testing.assert_allclose(
+            np.asarray(result, np.float64), np.asarray(exact, np.float64),
+            rtol=4 * np.finfo(dtype).eps, atol=np.finfo(dtype).tiny, err_msg=str(values),
+        )  # fmt: skip
+
+
+def test_sums_of_many_rows(level, dtype, rng):
+    """Means and sums are those of the exact losses, rounded once."""
+    x = rng.normal(0, 4, (5000, 7)).astype(dtype)
+    labels = rng.integers(0, 7, 5000)
+    exact = np.array([_exact(row, label)[0] for row, label in zip(x, labels, strict=True)])
+    for reduction, expected in (("mean", exact.mean()), ("sum", exact.sum())):
+        loss = twopass.cross_entropy(x, labels, reduction=reduction)
+        assert abs(loss / expected - 1) < np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+def test_finite_differences(level, rng, smoothing):
+    """The gradient is the slope of the loss."""
+    x = rng.normal(0, 2, (3, 9))
+    labels = np.array([0, 8, 4])
+    options = {"label_smoothing": smoothing}
+    gradient = twopass.cross_entropy_gradient(x, labels, **options)
+    step = 1e-6
+    for place in np.ndindex(x.shape):
+        shift = np.zeros_like(x)
+        shift[place] = step
+        slope = (
+            twopass.cross_entropy(x + shift, labels, **options)
+            - twopass.cross_entropy(x - shift, labels, **options)
+        ) / (2 * step)
+        assert abs(slope - gradient[place]) < 1e-8
+
+
+# Backward passes --------------------------------------------------------------------------------
+
+
+def _backward_exact(name, y, g):
+    wide, slope = np.asarray(y, np.longdouble), np.asarray(g, np.longdouble)
+    if name == "softmax_backward":
+        return wide * (slope - (wide * slope).sum())
+    return slope - np.exp(wide) * slope.sum()
+
+
+def _backward_error(name, out, y, g):
+    """Largest error in ulps of what the docstring measures it by."""
+    exact = _backward_exact(name, y, g)
+    wide, slope = np.asarray(y, np.longdouble), np.asarray(g, np.longdouble)
+    info = np.finfo(out.dtype)
+    if name == "softmax_backward":
+        cancelled = wide * np.abs(wide * slope).sum()
+        # Of doubles no more than the oracle's own digits.
+        unit = np.abs(exact) + cancelled * (2.0**-25 if out.dtype == np.float32 else 2.0**-8)
+        if not isa.kernels().compute.HAS_FMA and out.dtype == np.float64:
+            unit = np.abs(exact) + cancelled
+    else:
+        unit = np.maximum(np.abs(slope), np.abs(np.exp(wide) * slope.sum()))
+    return float((np.abs(out - exact) / (info.eps * unit + info.tiny)).max())
+
+
+@pytest.mark.parametrize("function", BACKWARD, ids=lambda f: f.__name__)
+def test_backward_of_every_length(level, dtype, rng, function):
+    """Backward passes are within the bound at every length from 1 to 300 and around boundaries."""
+    for n in [*range(1, 301), *BOUNDARIES, 70_001]:
+        forward = function.__name__.removesuffix("_backward")
+        y = getattr(twopass, forward)(rng.normal(0, 4, n).astype(dtype))
+        for g in (rng.normal(0, 1, n), rng.uniform(0, 1, n) * 1e3):
+            g = g.astype(dtype)
+            out = function(y, g)
+            assert out.dtype == dtype
+            assert _backward_error(function.__name__, out, y, g) <= 2.5, n
+
+
+@pytest.mark.parametrize("function", BACKWARD, ids=lambda f: f.__name__)
+def test_backward_by_finite_differences(level, rng, function):
+    """The slope of the forward function, times g."""
+    forward = getattr(twopass, function.__name__.removesuffix("_backward"))
+    x, g = rng.normal(0, 2, (2, 8)), rng.normal(0, 1, (2, 8))
+    gradient = function(forward(x, axis=1), g)
+    for place in np.ndindex(x.shape):
+        shift = np.zeros_like(x)
+        shift[place] = 1e-6
+        slope = ((forward(x + shift, axis=1) - forward(x - shift, axis=1)) * g).sum() / 2e-6
+        assert abs(slope - gradient[place]) < 1e-8
+
+
+def test_backward_agrees_with_the_gradient(level, dtype, rng):
+    """Through log_softmax, the gradient of the picked logarithm is cross_entropy's."""
+    x = rng.normal(0, 4, (6, 999)).astype(dtype)
+    labels = rng.integers(0, 999, 6)
+    g = np.zeros_like(x)
+    g[np.arange(6), labels] = -1
+    through = twopass.log_softmax_backward(twopass.log_softmax(x, axis=1), g)
+    direct = twopass.cross_entropy_gradient(x, labels, reduction="sum")
+    np.testing.assert_allclose(through, direct, rtol=1e-4 if dtype == np.float32 else 1e-12,
+                               atol=4 * np.finfo(dtype).eps)  # fmt: skip
+
+
+def test_log_softmax_backward_of_extreme_sums(level, dtype):
+    """Sums that are 0, tiny, huge, infinite or NaN scale as in IEEE arithmetic; so do y above 0."""
+    y = np.log(np.array([0.25, 0.25, 0.5])).astype(dtype)
+    for total in (0.0, 1e-30, -1e-30, 1e30, -1e30, 1e-37, 1e37):
+        g = np.array([total, 0, 0], dtype)
+        expected = g - np.exp(y.astype(np.longdouble)) * g[0]
+        np.testing.assert_allclose(
+            twopass.log_softmax_backward(y, g), expected.astype(dtype),
+            rtol=8 * np.finfo(dtype).eps, atol=4 * np.finfo(dtype).tiny,
+        )  # fmt: skip
+    assert np.isnan(twopass.log_softmax_backward(y, np.array([np.nan, 0, 0], dtype))).all()
+    assert not np.isfinite(twopass.log_softmax_backward(y, np.array([np.inf, 0, 0], dtype))).any()
+    y = np.array([-np.inf, 0, 60], dtype)
+    expected = 1 - 3 * np.exp(y.astype(np.longdouble))
+    np.testing.assert_allclose(
+        twopass.log_softmax_backward(y, np.ones(3, dtype)), expected.astype(dtype), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("function", BACKWARD, ids=lambda f: f.__name__)
+def test_backward_special_values(level, dtype, function):
+    """A NaN reaches its row and no other; masked elements get 0."""
+    forward = getattr(twopass, function.__name__.removesuffix("_backward"))
+    for n in (1, 2, 16, 17, 100, 2049, 17_000):
+        x = np.zeros((3, n), dtype)
+        g = np.ones((3, n), dtype)
+        g[1, n // 2] = np.nan
+        out = function(forward(x, axis=1), g)
+        assert np.isnan(out[1]).all()
+        assert np.isfinite(out[[0, 2]]).all()
+    x = np.array([0, -np.inf, 1, -np.inf], dtype)
+    out = function(forward(x), np.array([1, 0, 2, 0], dtype))
+    assert (out[[1, 3]] == 0).all()
+    assert np.isfinite(out).all()
+
+
+# PyTorch ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("ignored", [-100, 3])
+def test_agrees_with_pytorch(dtype, rng, reduction, smoothing, ignored):
+    """Losses and gradients are PyTorch's, reductions, smoothing and ignored rows included."""
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    x = rng.normal(0, 3, (40, 11)).astype(dtype)
+    labels = rng.integers(0, 11, 40)
+    labels[::7] = ignored
+    tensor = torch.tensor(x, requires_grad=True)
+    options = {"reduction": reduction, "label_smoothing": smoothing, "ignore_index": ignored}
+    expected = torch.nn.functional.cross_entropy(tensor, torch.tensor(labels), **options)
+    upstream = rng.normal(0, 1, expected.shape).astype(dtype)
+    expected.backward(torch.tensor(upstream))
+    loss, gradient = twopass.cross_entropy_with_gradient(x, labels, grad_output=upstream, **options)
+    tolerance = {"rtol": 20 * np.finfo(dtype).eps, "atol": 20 * np.finfo(dtype).eps}
+    np.testing.assert_allclose(loss, expected.detach().numpy(), **tolerance)
+    np.testing.assert_allclose(gradient, tensor.grad.numpy(), **tolerance)
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+def test_special_values_are_those_of_pytorch(dtype, smoothing):
+    """NaN, infinities and all rows ignored, where PyTorch does not multiply 0 by inf itself."""
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    rows = (
+        [0, 1, np.nan], [0, np.inf, 1], [-np.inf, 0, 1], [-np.inf] * 3, [0, 0, -np.inf],
+    )  # fmt: skip
+    for row in rows:
+        for label in range(3):
+            x = np.array([row], dtype)
+            if smoothing and row[label] == -np.inf and max(row) > -np.inf:
+                continue  # PyTorch: (1 - 1) * inf
+            expected = torch.nn.functional.cross_entropy(
+                torch.tensor(x), torch.tensor([label]), label_smoothing=smoothing
+            )
+            loss = twopass.cross_entropy(x, [label], label_smoothing=smoothing)
+            if smoothing == 1 and np.isinf(float(loss)):
+                continue
+            np.testing.assert_allclose(
+                loss, float(expected), rtol=1e-6, err_msg=str((row, label, smoothing))
+            )
+
+
+@pytest.mark.parametrize("function", BACKWARD, ids=lambda f: f.__name__)
+def test_backward_agrees_with_pytorch(dtype, rng, function):
+    """Backward passes are PyTorch's, along any axis."""
+    torch = pytest.importorskip("torch", reason="compares with PyTorch, which is not installed")
+    name = function.__name__.removesuffix("_backward")
+    x = rng.normal(0, 3, (5, 6, 7)).astype(dtype)
+    g = rng.normal(0, 1, (5, 6, 7)).astype(dtype)
+    for axis in (0, 1, 2):
+        y = getattr(torch, name)(torch.tensor(x), axis)
+        expected = getattr(torch, f"_{name}_backward_data")(
+            torch.tensor(g), y, axis, y.dtype
+        ).numpy()
+        np.testing.assert_allclose(
+            function(y.numpy(), g, axis), expected, rtol=1e-4, atol=20 * np.finfo(dtype).eps
+        )
+
+
+# Special values ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+def test_special_values(level, dtype, smoothing):
+    """NaN and +inf give NaN, masks what their probability 0 says, at any length and place."""
+    for n in (1, 2, 16, 33, 2049, 17_000):
+        for label in {0, n // 2, n - 1}:
+            for value in (np.nan, np.inf):
+                for place in {0, n // 3, n - 1}:
+                    x = np.zeros(n, dtype)
+                    x[place] = value
+                    loss, gradient = twopass.cross_entropy_with_gradient(
+                        x, label, label_smoothing=smoothing
+                    )
+                    assert np.isnan(loss)
+                    assert np.isnan(gradient).all()
+            x = np.full(n, -np.inf, dtype)
+            loss, gradient = twopass.cross_entropy_with_gradient(
+                x, label, label_smoothing=smoothing
+            )
+            assert np.isnan(loss)
+            assert np.isnan(gradient).all()
+            if n == 1:
+                continue
+            x[label] = 5  # only the label is left
+            loss, gradient = twopass.cross_entropy_with_gradient(
+                x, label, label_smoothing=smoothing
+            )
+            assert loss == (np.inf if smoothing else 0)
+            others = np.arange(n) != label
+            np.testing.assert_allclose(gradient[others], -smoothing / n, rtol=1e-6)
+            np.testing.assert_allclose(gradient[label], smoothing * (1 - 1 / n), rtol=1e-6)
+            x[:] = 0
+            x[label] = -np.inf  # the label is masked
+            loss, gradient = twopass.cross_entropy_with_gradient(
+                x, label, label_smoothing=smoothing
+            )
+            assert loss == np.inf
+            np.testing.assert_allclose(gradient[label], smoothing - 1 - smoothing / n, rtol=1e-6,
+                                       atol=1e-15)  # fmt: skip
+
+
+def test_one_class(level, dtype):
+    """With one class the loss and the gradient are 0."""
+    for value in (0, 1e30, -1e30, 1000):
+        loss, gradient = twopass.cross_entropy_with_gradient(
+            np.full((3, 1), value, dtype), [0, 0, 0], label_smoothing=0.1
+        )
+        assert loss == 0
+        assert (gradient == 0).all()
+
+
+def test_ignored_rows(level, dtype, rng):
+    """Ignored rows have loss and gradient 0, whatever they hold; the mean is over the others."""
+    x = rng.normal(0, 3, (6, 33)).astype(dtype)
+    labels = np.array([1, 5, 2, 5, 5, 32])
+    x[1] = np.nan
+    kept = labels != 5
+    loss = twopass.cross_entropy(x, labels, ignore_index=5, reduction="none")
+    assert (loss[~kept] == 0).all()
+    assert loss.shape == (6,)
+    mean, gradient = twopass.cross_entropy_with_gradient(x, labels, ignore_index=5)
+    assert mean == twopass.cross_entropy(x[kept], labels[kept])
+    assert (gradient[~kept] == 0).all()
+    assert oracle.same_bits(gradient[kept], twopass.cross_entropy_gradient(x[kept], labels[kept]))
+
+
+def test_all_rows_ignored(level, dtype):
+    """Then the mean is NaN, the sum 0 and the gradient 0."""
+    x, labels = np.ones((4, 5), dtype), np.full(4, -100)
+    assert np.isnan(twopass.cross_entropy(x, labels))
+    assert twopass.cross_entropy(x, labels, reduction="sum") == 0
+    assert (twopass.cross_entropy(x, labels, reduction="none") == 0).all()
+    assert (twopass.cross_entropy_gradient(x, labels) == 0).all()
+
+
+def test_no_rows(dtype):
+    """Of no rows the mean is NaN, the sum 0, the losses and the gradient empty."""
+    x, labels = np.empty((0, 5), dtype), np.empty(0, int)
+    assert np.isnan(twopass.cross_entropy(x, labels))
+    assert twopass.cross_entropy(x, labels, reduction="sum") == 0
+    assert twopass.cross_entropy(x, labels, reduction="none").shape == (0,)
+    assert twopass.cross_entropy_gradient(x, labels).shape == (0, 5)
+    assert twopass.cross_entropy(np.empty((0, 0), dtype), labels, reduction="sum") == 0
+    for function in BACKWARD:
+        for shape in ((0, 5), (5, 0), (0,)):
+            assert function(np.empty(shape, dtype), np.empty(shape, dtype)).shape == shape
+
+
+def test_nothing_is_printed(dtype):
+    """No warnings, whatever the values."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = np.array([[np.nan, 0], [np.inf, 0], [-np.inf, -np.inf], [1e30, 0]], dtype)
+        for smoothing in SMOOTHINGS:
+            twopass.cross_entropy_with_gradient(x, [0, 1, 0, 1], label_smoothing=smoothing)
+
+
+def test_scales_out_of_the_ordinary(level, dtype, rng):
+    """grad_output may be negative, 0, tiny, huge or not finite."""
+    x = rng.normal(0, 3, (1, 1500)).astype(dtype)
+    exact = _exact(x[0], 7)[1]
+    for scale in (1, -1, 0, -0.3, 65536, 1e-5, -1e5, 1e30, -1e30, 1e37, 1e-30, 3e-38):
+        gradient = twopass.cross_entropy_gradient(x, [7], grad_output=scale)[0]
+        np.testing.assert_allclose(
+            gradient.astype(np.longdouble), exact * scale, rtol=4 * np.finfo(dtype).eps,
+            atol=2 * np.finfo(dtype).tiny,
+        )  # fmt: skip
+        both = twopass.cross_entropy_gradient(x, [7], grad_output=scale, label_smoothing=0.25)[0]
+        smoothed = _exact(x[0], 7, 0.25)[1]
+        np.testing.assert_allclose(
+            both.astype(np.longdouble), smoothed * scale, rtol=4 * np.finfo(dtype).eps,
+            atol=max(4 * np.finfo(dtype).eps * abs(scale) * 0.25 / 1500, 2 * np.finfo(dtype).tiny),
+        )  # fmt: skip
+    for scale in (np.nan, np.inf):
+        assert not np.isfinite(twopass.cross_entropy_gradient(x, [7], grad_output=scale)).any()
+
+
+# The same bits ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1, 140_000), (3, 40_000), (13, 700), (500, 9)])
+def test_threads(level, dtype, rng, kind, shape):
+    """1 ... 5 threads give the same bits, over rows and inside them."""
+    rows = [_row(kind, shape[1], dtype, rng) for _ in range(shape[0])]
+    x = np.stack([row for row, _ in rows])
+    labels = np.array([label for _, label in rows])
+    for smoothing in (0, 0.1):
+        results = [
+            twopass.cross_entropy_with_gradient(
+                x, labels, label_smoothing=smoothing, n_threads=n_threads
+            )
+            for n_threads in range(1, 6)
+        ]
+        for loss, gradient in results[1:]:
+            assert oracle.same_bits(np.atleast_1d(loss), np.atleast_1d(results[0][0]))
+            assert oracle.same_bits(gradient, results[0][1])
+        assert oracle.same_bits(
+            np.atleast_1d(results[0][0]),
+            np.atleast_1d(twopass.cross_entropy(x, labels, label_smoothing=smoothing)),
+        )
+
+
+@pytest.mark.parametrize("function", BACKWARD, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("shape", [(1, 140_000), (3, 40_000), (13, 700), (500, 9)])
+def test_backward_threads(level, dtype, rng, function, shape):
+    """1 ... 5 threads give the same bits."""
+    y = -rng.uniform(0, 30, shape).astype(dtype)
+    g = rng.normal(0, 1, shape).astype(dtype)
+    expected = function(y, g, n_threads=1)
+    for n_threads in range(2, 6):
+        assert oracle.same_bits(function(y, g, n_threads=n_threads), expected)
+
+
+@pytest.mark.skipif(
+    not {"x86-64-v3", "x86-64-v4"} <= set(isa.available()), reason="needs two levels with FMA"
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_levels_with_fma(dtype, kind):
+    """x86-64-v3 and x86-64-v4 give the same bits."""
+    for n in (*range(1, 70), 1023, 2049, 16385, 50_000):
+        results = []
+        for level in ("x86-64-v3", "x86-64-v4"):
+            rng = np.random.default_rng(n)
+            x, label = _row(kind, n, dtype, rng)
+            g = rng.normal(0, 1, n).astype(dtype)
+            with isa.use(level):
+                loss, gradient = twopass.cross_entropy_with_gradient(x, label, label_smoothing=0.1)
+                y = -np.abs(x)
+                backward = [function(y, g) for function in BACKWARD] if kind != "masked" else []
+                results.append([np.atleast_1d(loss), gradient, *backward])
+        for a, b in zip(*results, strict=True):
+            assert oracle.same_bits(a, b), n
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_place_in_the_batch(level, dtype, rng, kind):
+    """A row gives the same bits alone and anywhere in a batch, at any alignment."""
+    for n in (1, 7, 33, 2049, 17_000):
+        x, label = _row(kind, n, dtype, rng)
+        loss, gradient = twopass.cross_entropy_with_gradient(x, label, reduction="sum")
+        batch = rng.normal(0, 3, (5, n)).astype(dtype)
+        batch[3] = x
+        losses, gradients = twopass.cross_entropy_with_gradient(
+            batch, np.full(5, label), reduction="none"
+        )
+        assert oracle.same_bits(losses[3:4], np.atleast_1d(loss))
+        assert oracle.same_bits(gradients[3], gradient)
+        space = np.empty(n + 16, dtype)
+        for offset in range(16):
+            space[offset : offset + n] = x
+            out = space[offset : offset + n]
+            twopass.cross_entropy_gradient(out, label, out=out, reduction="sum")
+            assert oracle.same_bits(out.copy(), gradient)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_plans(level, dtype, rng, kind, streaming):
+    """Kept terms or computed twice, any stores, any alignment: the same bits, nothing beside."""
+    compute = isa.kernels().compute
+    n = 20_003
+    x, label = _row(kind, n, dtype, rng)
+    expected = twopass.cross_entropy_gradient(x, label)
+    y = twopass.softmax(np.where(np.isfinite(x), x, 0), axis=-1)
+    backward = twopass.softmax_backward(y, expected)
+    for offset in range(0, 64, dtype.itemsize):
+        space = np.full(x.nbytes + 256, 0xA5, np.uint8)
+        start = -space.ctypes.data % 64 + 64 + offset
+        out = space[start : start + x.nbytes].view(dtype)
+        for keep, scratch in ((False, False), (True, True), (True, False)):
+            out[:] = 0
+            compute.cross_entropy(
+                x, np.array([label]), np.empty(1), out, np.ones(1), 1, n, -100, 0.0, keep, scratch,
+                streaming and (scratch or not keep), 1, False,
+            )  # fmt: skip
+            assert oracle.same_bits(out.copy(), expected)
+        compute.backward(y, expected, out, 1, 1, n, False, streaming, 1, False)
+        assert oracle.same_bits(out.copy(), backward)
+        assert (space[:start] == 0xA5).all()
+        assert (space[start + x.nbytes :] == 0xA5).all()
+
+
+# Layouts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_place(level, dtype, rng, kind):
+    """In place and out of place give the same bits."""
+    for n in (1, 33, 2049, 17_000, 100_000):
+        x, label = _row(kind, n, dtype, rng)
+        for smoothing in (0, 0.1):
+            expected = twopass.cross_entropy_gradient(x, label, label_smoothing=smoothing)
+            for n_threads in (1, 3):
+                y = x.copy()
+                result = twopass.cross_entropy_gradient(
+                    y, label, label_smoothing=smoothing, out=y, n_threads=n_threads
+                )
+                assert result is y
+                assert oracle.same_bits(y, expected)
+
+
+@pytest.mark.parametrize("function", BACKWARD, ids=lambda f: f.__name__)
+def test_backward_in_place(level, dtype, rng, function):
+    """The output may be either operand, or overlap them."""
+    for n in (1, 33, 2049, 100_000):
+        y, g = -rng.uniform(0, 30, n).astype(dtype), rng.normal(0, 1, n).astype(dtype)
+        expected = function(y, g)
+        for n_threads in (1, 3):
+            out = g.copy()
+            assert function(y, out, out=out, n_threads=n_threads) is out
+            assert oracle.same_bits(out, expected)
+            out = y.copy()
+            function(out, g, out=out, n_threads=n_threads)
+            assert oracle.same_bits(out, expected)
+        space = np.empty(n + 3, dtype)
+        space[:n] = g
+        function(y, space[:n], out=space[3:])
+        assert oracle.same_bits(space[3:].copy(), expected)
+    both = -rng.uniform(0, 3, 99).astype(dtype)
+    expected = function(both, both)
+    assert oracle.same_bits(function(both, both, out=both), expected)
+
+
+@pytest.mark.parametrize("smoothing", [0, 0.1])
+def test_axes_and_strides(level, dtype, rng, smoothing):
+    """Any axis and any strides give the bits of contiguous rows."""
+    x = rng.normal(0, 3, (4, 37, 5)).astype(dtype)
+    options = {"label_smoothing": smoothing, "reduction": "none"}
+    for axis in (0, 1, 2, -1, -3):
+        rows = np.ascontiguousarray(np.moveaxis(x, axis, -1))
+        labels = rng.integers(0, x.shape[axis], rows.shape[:-1])
+        loss, gradient = twopass.cross_entropy_with_gradient(rows, labels, **options)
+        for view in (x, np.repeat(x, 2, axis=0)[::2], x[..., ::-1].copy()[..., ::-1]):
+            given, slope = twopass.cross_entropy_with_gradient(view, labels, axis, **options)
+            assert oracle.same_bits(given, loss)
+            assert oracle.same_bits(np.ascontiguousarray(np.moveaxis(slope, axis, -1)), gradient)
+            out = np.empty((4, 37, 10), dtype)[..., ::2]
+            twopass.cross_entropy_gradient(view, labels, axis, out=out, **options)
+            assert oracle.same_bits(np.ascontiguousarray(out), np.ascontiguousarray(slope))
+
+
+@pytest.mark.parametrize("function", BACKWARD, ids=lambda f: f.__name__)
+def test_backward_axes_and_strides(level, dtype, rng, function):
+    """Any axes and any strides give the bits of contiguous rows."""
+    y = -rng.uniform(0, 9, (4, 37, 5)).astype(dtype)
+    g = rng.normal(0, 1, (4, 37, 5)).astype(dtype)
+    for axis in (0, 1, 2):
+        expected = function(*(np.ascontiguousarray(np.moveaxis(a, axis, -1)) for a in (y, g)))
+        out = function(y, np.asfortranarray(g), axis)
+        assert oracle.same_bits(np.ascontiguousarray(np.moveaxis(out, axis, -1)), expected)
+        into = np.empty((4, 37, 10), dtype)[..., ::2]
+        function(y, g, axis, out=into)
+        assert oracle.same_bits(np.ascontiguousarray(into), np.ascontiguousarray(out))
+    whole = function(y, g, None)
+    assert oracle.same_bits(whole.ravel(), function(y.ravel(), g.ravel()))
+    assert oracle.same_bits(
+        function(y, g, (1, 2)).reshape(4, -1), function(y.reshape(4, -1), g.reshape(4, -1))
+    )
+
+
+def test_other_dtypes(level, rng):
+    """Integers count as float64, halves are computed in float32, labels may be of any width."""
+    x = rng.integers(-5, 5, (6, 9))
+    labels = rng.integers(0, 9, 6)
+    expected = twopass.cross_entropy(x.astype("f8"), labels)
+    for kind in ("i1", "u2", "i4", "u8"):
+        assert twopass.cross_entropy(x, labels.astype(kind)) == expected
+    assert twopass.cross_entropy(x.tolist(), labels.tolist()) == expected
+    half = x.astype("f2")
+    loss, gradient = twopass.cross_entropy_with_gradient(half, labels)
+    assert loss.dtype == gradient.dtype == np.float16
+    assert loss == np.float16(twopass.cross_entropy(half.astype("f4"), labels))
+    single = twopass.cross_entropy_gradient(half.astype("f4"), labels)
+    assert oracle.same_bits(gradient, single.astype("f2"))
+    swapped = x.astype(">f4")
+    assert twopass.cross_entropy(swapped, labels) == twopass.cross_entropy(x.astype("f4"), labels)
+    out = twopass.softmax_backward(x.astype("f4"), x.astype("f8"))
+    assert out.dtype == np.float64
+
+
+# Errors -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "words"),
+    [
+        ((np.zeros((2, 3)), [0, 3]), {}, ValueError, r"labels\[1\] is 3; with 3 classes"),
+        ((np.zeros((2, 3)), [-1, 0]), {}, ValueError, r"labels\[0\] is -1"),
+        ((np.zeros((2, 2, 3)), [[0, 1], [2, 9]]), {}, ValueError, r"labels\[1, 1\] is 9"),
+        ((np.zeros(3), -100), {"ignore_index": 1}, ValueError, r"labels\[\] is -100"),
+        ((np.zeros((2, 3)), [0, 1, 2]), {}, ValueError, r"\(3,\); needed is \(2,\)"),
+        ((np.zeros((2, 3)), [0.0, 1.0]), {}, TypeError, "labels must be integers, not float64"),
+        ((np.zeros((2, 3), complex), [0, 1]), {}, TypeError, "logits has dtype complex128"),
+        ((np.zeros((2, 3)), [0, 1], 2), {}, np.exceptions.AxisError, "axis 2 is out of bounds"),
+        ((np.zeros((2, 3)), [0, 1], (0, 1)), {}, TypeError, r"axis must be .* not \(0, 1\)"),
+        ((np.zeros((2, 3)), [0, 1]), {"reduction": "max"}, ValueError, "not 'max'"),
+        ((np.zeros((2, 3)), [0, 1]), {"label_smoothing": 1.5}, ValueError, "not 1.5"),
+        ((np.zeros((2, 3)), [0, 1]), {"label_smoothing": np.nan}, ValueError, "not nan"),
+        ((np.zeros((2, 3)), [0, 1]), {"label_smoothing": "a"}, TypeError, "not 'a'"),
+        ((np.zeros((2, 3)), [0, 1]), {"ignore_index": 0.5}, TypeError, "ignore_index .* not 0.5"),
+        ((np.zeros((2, 3)), [0, 1]), {"ignore_index": 2**64}, ValueError, "ignore_index"),
+        ((np.zeros((2, 3)), [0, 1]), {"n_threads": 0}, ValueError, "n_threads .* not 0"),
+        ((np.zeros((2, 0)), [-100, -100]), {}, ValueError, r"\(2, 0\) have no classes"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_errors(function, arguments, options, error, words):
+    """Errors name the argument and its value."""
+    with pytest.raises(error, match=words):
+        function(*arguments, **options)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS[1:], ids=lambda f: f.__name__)
+def test_errors_of_the_gradient(function):
+    """The same for what only gradients have."""
+    x, labels = np.zeros((2, 3)), [0, 1]
+    with pytest.raises(ValueError, match=r"number with reduction='mean', not of shape \(2,\)"):
+        function(x, labels, grad_output=[1, 2])
+    with pytest.raises(ValueError, match=r"grad_output of shape \(3,\) .* \(2,\)"):
+        function(x, labels, reduction="none", grad_output=[1, 2, 3])
+    with pytest.raises(TypeError, match="grad_output has dtype"):
+        function(x, labels, grad_output=1j)
+    with pytest.raises(ValueError, match=r"out has shape \(2, 2\)"):
+        function(x, labels, out=np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="dtype float32"):
+        function(x, labels, out=np.zeros((2, 3), "f4"))
+    with pytest.raises(TypeError, match="out must be an array, not list"):
+        function(x, labels, out=[])
+
+
+@pytest.mark.parametrize("function", BACKWARD, ids=lambda f: f.__name__)
+def test_errors_of_the_backward_passes(function):
+    """The same for the backward passes."""
+    y = np.zeros((2, 3))
+    with pytest.raises(ValueError, match=r"grad_output has shape \(3,\) and y \(2, 3\)"):
+        function(y, np.zeros(3))
+    with pytest.raises(TypeError, match="grad_output has dtype"):
+        function(y, y.astype(complex))
+    with pytest.raises(np.exceptions.AxisError):
+        function(y, y, 5)
+    with pytest.raises(ValueError, match="n_threads"):
+        function(y, y, n_threads=0)
+    with pytest.raises(ValueError, match="out has shape"):
+        function(y, y, out=np.zeros(3))

@@ -1,0 +1,694 @@
+# Training: cross-entropy with its gradient, and the backward passes of softmax and log_softmax.
+#
+# a. The label is left out of the sum.  With R = (sum of the others' exp) / exp(label's logit)
+#
+#        loss = log(1 + R),   softmax(label) - 1 = -R / (1 + R)
+#
+#    in which nothing cancels, however sure the prediction is, and the logits are read once: no
+#    maximum is looked for, no row is redone (but for elements beyond the exponent limit).
+# b. With label smoothing s the target is (1 - s) at the label and s/n everywhere, and
+#
+#        loss = log(1 + R) + s * (label's logit - mean of the logits)
+#
+#    The mean's sum follows each chunk's sum of exponentials, while the chunk is in L2.
+# c. The gradient is softmax's second pass, by either of its algorithms: its scale is folded into
+#    1/sum, its sign and the smoothing's offset are applied while the block is in L1, the label's
+#    element is set by (a).
+# d. A backward pass is a sum over the chunks of a row, and a map of blocks in L1.  Products of
+#    floats are exact in double and added there; products of doubles and their sums are compensated.
+# e. Contracts as in _rows.pxi: the grid alone orders sums.  An output may be one of the inputs.
+
+from libc.math cimport copysign
+
+cdef struct Total:
+    # high + low, a plain sum.
+    double high
+    double low
+
+
+# Sums of products -------------------------------------------------------------------------------
+
+cdef inline void add_product(
+    double *total, double *error, real a, real b, bint weighted
+) noexcept nogil:
+    """total + error += a * b, or a where not `weighted`."""
+    cdef double product
+    if real is float:
+        total[0] += <double> a * <double> b if weighted else <double> a
+    elif weighted:
+        product = a * b
+        error[0] += fma(a, b, -product)
+        two_sum(total, error, product)
+    else:
+        two_sum(total, error, a)
+
+
+cdef inline void sum_products(
+    const real *a, const real *b, Py_ssize_t n, bint weighted, double *total, double *error
+) noexcept nogil:
+    """Add n products, a whole number of LANES, to the lanes' totals."""
+    cdef double sums[LANES]
+    cdef double errors[LANES]
+    cdef Py_ssize_t k = 0, j
+    for j in range(LANES):
+        sums[j] = total[j]
+        errors[j] = error[j]
+    while k < n:
+        prefetch_lines(<const char *> (a + k) + PREFETCH_BYTES, LANES * sizeof(real))
+        if weighted:
+            prefetch_lines(<const char *> (b + k) + PREFETCH_BYTES, LANES * sizeof(real))
+        for j in range(LANES):
+            add_product(&sums[j], &errors[j], a[k + j], b[k + j], weighted)
+        k += LANES
+    for j in range(LANES):
+        total[j] = sums[j]
+        error[j] = errors[j]
+
+
+cdef inline void block_products(
+    const real *a, const real *b, Py_ssize_t n, bint weighted, double *total, double *error
+) noexcept nogil:
+    """Add n products to the lanes' totals; the last step is padded with zeros."""
+    cdef real a_pad[LANES]
+    cdef real b_pad[LANES]
+    cdef Py_ssize_t j, whole = n // LANES * LANES
+    sum_products(a, b, whole, weighted, total, error)
+    if whole < n:
+        for j in range(LANES):
+            a_pad[j] = 0
+            b_pad[j] = 0
+        for j in range(LANES):
+            if whole + j < n:
+                a_pad[j] = a[whole + j]
+                b_pad[j] = b[whole + j]
+        for j in range(LANES):
+            add_product(&total[j], &error[j], a_pad[j], b_pad[j], weighted)
+
+
+cdef void block_dot(
+    const real *a, const real *b, Py_ssize_t n, double *total, double *error
+) noexcept nogil:
+    block_products(a, b, n, True, total, error)
+
+
+cdef void block_sum(const real *a, Py_ssize_t n, double *total, double *error) noexcept nogil:
+    block_products(a, a, n, False, total, error)
+
+
+cdef void sum_chunk(
+    const Operand *a, const char *a_row, const Operand *b, const char *b_row, Py_ssize_t start,
+    Py_ssize_t stop, Total *out, const real *unused
+) noexcept nogil:
+    """Sum of a * b over elements start ... stop, or of a where b is NULL."""
+    cdef char a_space[BLOCK_BYTES + LINE_BYTES]
+    cdef char b_space[BLOCK_BYTES + LINE_BYTES]
+    cdef real *a_buffer = <real *> aligned(a_space)
+    cdef real *b_buffer = <real *> aligned(b_space)
+    cdef double total[LANES]
+    cdef double error[LANES]
+    cdef Py_ssize_t block = block_length(unused), i = start, j, count
+    cdef const real *x
+    cdef Sum lanes
+    for j in range(LANES):
+        total[j] = 0
+        error[j] = 0
+    while i < stop:
+        count = stop - i if stop - i < block else block
+        x = load(a, a_row, i, count, a_buffer)
+        if b == NULL:
+            block_sum(x, count, total, error)
+        else:
+            block_dot(x, load(b, b_row, i, count, b_buffer), count, total, error)
+        i += count
+    collapse(total, error, sizeof(real) == 8, &lanes)
+    out.high = lanes.high
+    out.low = lanes.low
+
+
+cdef Total add_chunks(const Total *parts, Py_ssize_t count) noexcept nogil:
+    """The sum of all chunks, in grid order; low is 0 where high is no number."""
+    cdef Total sum = parts[0]
+    cdef Py_ssize_t index
+    for index in range(1, count):
+        two_sum(&sum.high, &sum.low, parts[index].high)
+        sum.low += parts[index].low
+    if not fabs(sum.high) < INFINITY:
+        sum.low = 0
+    return sum
+
+
+# Scales -----------------------------------------------------------------------------------------
+
+cdef enum:
+    # Powers of two that block_map() takes; what a scale has beyond is a factor of its own.
+    HIGHEST_SCALE = 32
+
+
+cdef double fold_scale(Row *row, double scale) noexcept nogil:
+    """Multiply row's inverse by |scale|; returns what the mapped elements lack: the sign, powers
+    of two too high for the loops, and a scale that is no normal number whole."""
+    cdef double factor = 1, inverse, smallest = power(-1022)
+    cdef int shift
+    if not smallest < fabs(scale) < INFINITY:
+        return scale
+    inverse = row.inverse * fabs(scale)
+    if not smallest < inverse < INFINITY:
+        return scale
+    row.inverse_low = fma(row.inverse, fabs(scale), -inverse) + row.inverse_low * fabs(scale)
+    # The loops want a factor between 1/2 and 1.
+    row.inverse = frexp(inverse, &shift)
+    row.inverse_low = ldexp(row.inverse_low, -shift)
+    if shift > HIGHEST_SCALE:
+        factor = ldexp(1, shift - HIGHEST_SCALE)
+        shift = HIGHEST_SCALE
+    row.exponent -= shift
+    return copysign(factor, scale)
+
+
+cdef inline real normal_or_zero(double value, const real *unused) noexcept nogil:
+    """Rounded to the kernel's type, 0 below its smallest normal number."""
+    return <real> value if not fabs(value) < power(smallest_exponent(unused)) else <real> 0
+
+
+# Cross-entropy ----------------------------------------------------------------------------------
+
+ctypedef struct Slope:
+    # The gradient of one row: softmax * scale is mapped, then becomes value * factor - offset.
+    double factor
+    double offset
+    double at_label
+    Py_ssize_t label
+    bint reloads  # the terms of the sum are scaled, rather than computed again
+    bint filled   # every element is `offset`, and no logit is read
+
+
+ctypedef struct Training:
+    const Operand *x
+    const Operand *y        # NULL: no gradient
+    const int64_t *labels   # one per row
+    const double *scales    # of the gradient
+    Py_ssize_t scale_step   # 1, or 0 where one scale is for all rows
+    double *losses          # one per row
+    int64_t ignored
+    double smoothing
+    Py_ssize_t n_rows
+    Py_ssize_t n
+    bint keep               # the terms of the sum, for the gradient
+    bint scratch            # in a row of scratch memory rather than in y
+    bint streaming
+    int n_threads
+    bint inside             # threads share one row at a time
+
+
+cdef inline void copy_elements(
+    const Operand *array, const char *row, Py_ssize_t start, Py_ssize_t count, real *to
+) noexcept nogil:
+    if array.direct:
+        memcpy(to, <const real *> row + start, count * sizeof(real))
+    else:
+        gather(array, row, start, count, to)
+
+
+cdef void others_of_block(
+    const Row *row, Py_ssize_t start, Py_ssize_t count, real *terms, Sum *out
+) noexcept nogil:
+    """sum_terms() of the block that holds the label: the others are moved together, so that the
+    row is not cut into two odd pieces.  The label's own term is 0."""
+    cdef char space[BLOCK_BYTES + LINE_BYTES]
+    cdef char term_space[BLOCK_BYTES + LINE_BYTES]
+    cdef real *buffer = <real *> aligned(space)
+    cdef real *term_buffer = <real *> aligned(term_space)
+    cdef Py_ssize_t before = row.skip - start, after = count - before - 1
+    cdef double ref = 0
+    cdef Operand contiguous
+    cdef Row others = row[0]
+    if row.x.direct:  # the loops will request what follows the buffer
+        prefetch_lines(
+            row.x_row + (start + count) * sizeof(real), count * sizeof(real))
+    copy_elements(row.x, row.x_row, start, before, buffer)
+    copy_elements(row.x, row.x_row, row.skip + 1, after, buffer + before)
+    contiguous.direct = True
+    others.x = &contiguous
+    others.x_row = <const char *> buffer
+    others.refs = &ref
+    sum_terms(&others, 0, count - 1, term_buffer if terms != NULL else NULL, out)
+    if terms != NULL:
+        row.refs[start // block_length(terms)] = ref
+        memcpy(terms + start, term_buffer, before * sizeof(real))
+        memcpy(terms + row.skip + 1, term_buffer + before, after * sizeof(real))
+        terms[row.skip] = 0
+
+
+cdef void training_chunk(
+    const Row *row, Total *logits, Py_ssize_t index, real *unused
+) noexcept nogil:
+    """One chunk's sum of exponentials without the label's, the terms kept in row.terms unless that
+    is NULL, and its sum of logits unless that is."""
+    cdef Py_ssize_t start = index * row.chunk, stop = start + row.chunk
+    cdef Py_ssize_t block = block_length(unused), first = row.skip // block * block, after
+    cdef real *terms = <real *> row.terms
+    cdef Sum *out = &row.partials[index]
+    cdef Sum part
+    stop = stop if stop < row.n else row.n
+    if start <= row.skip < stop:
+        after = first + block if first + block < stop else stop
+        sum_terms(row, start, first, terms, out)
+        others_of_block(row, first, after - first, terms, &part)
+        normalise(&part)
+        combine(out, &part)
+        sum_terms(row, after, stop, terms, &part)
+        normalise(&part)
+        combine(out, &part)
+    else:
+        sum_terms(row, start, stop, terms, out)
+    if logits != NULL:
+        sum_chunk(
+            row.x, row.x_row, <const Operand *> NULL, <const char *> NULL, start, stop,
+            &logits[index], <const real *> unused)
+
+
+cdef Sum sum_others(const Row *row, Total *logits, real *unused) noexcept nogil:
+    """The only read of the row that a loss takes."""
+    cdef Py_ssize_t index
+    cdef Sum total
+    if row.n_threads == 1:
+        for index in range(row.n_chunks):
+            training_chunk(row, logits, index, unused)
+    else:
+        for index in prange(row.n_chunks, num_threads=row.n_threads, schedule="static"):
+            training_chunk(row, logits, index, unused)
+    total = row.partials[0]
+    for index in range(1, row.n_chunks):
+        combine(&total, &row.partials[index])
+    normalise(&total)
+    return total
+
+
+cdef void weigh(
+    const Sum *others, double logit, double base, double *loss, double *share, Sum *total
+) noexcept nogil:
+    """Loss, share of the others in the sum, and the sum, from the others and the label's logit.
+
+    `base` is an exponent near the logit's; exp(logit) = exp(reduced) * 2**base.
+    """
+    cdef double reduced = fma(base, -LN2_HIGH_F64, logit) - base * LN2_LOW_F64
+    cdef double k = others.exponent - base, ratio
+    cdef Sum label
+    clear(&label)
+    label.high = exp(reduced)
+    label.exponent = base
+    normalise(&label)
+    if others.high == 0:
+        ratio = 0 if label.high > 0 else NAN
+        loss[0] = ratio
+    elif label.high > 0 and k <= 1:
+        # ldexp, because the ratio may lie just above the smallest normal number and 2**k below.
+        ratio = ldexp((others.high + others.low) / exp(reduced), <int> k)
+        loss[0] = log1p(ratio)
+    else:
+        # log R is large, so its parts do not cancel.
+        loss[0] = k * M_LN2 + (log(others.high) + others.low / others.high - reduced)
+        ratio = exp(loss[0])
+        loss[0] += log1p(exp(-loss[0]))
+    share[0] = 1 / (1 + 1 / ratio) if ratio > 0 else ratio
+    total[0] = others[0]
+    combine(total, &label)
+    normalise(total)
+
+
+cdef void cross_entropy_row(
+    Row *row, Total *logits, Py_ssize_t label, double *loss, double *share, double *logit_of_label,
+    real *unused
+) noexcept nogil:
+    """The loss without smoothing, the share of the other elements in the sum, and for the map
+    row.inverse and row.exponent.  Rows of NaN: all of them NaN."""
+    cdef real element
+    cdef double logit, maximum, base
+    cdef Sum others, total
+    loss[0] = NAN
+    share[0] = NAN
+    row.inverse = NAN
+    row.exponent = 0
+    element = load(row.x, row.x_row, label, 1, &element)[0]
+    logit = element
+    logit_of_label[0] = logit
+    begin(row)
+    row.skip = label
+    others = sum_others(row, logits, unused)
+    if logit != logit or logit == INFINITY or not others.high < INFINITY:
+        return
+    base = exponent_of(logit)
+    if (others.too_high or (others.high == 0 and others.too_low)
+            or not fabs(base) <= exponent_limit(unused)):
+        # Elements, or a label, that only sums relative to the maximum can do.
+        maximum = reduce_largest(row, unused)
+        if not fabs(maximum) < INFINITY:
+            return
+        anchor(row, maximum, unused)
+        others = reduce(row, REDUCE_SUMEXP, unused)
+        logit -= row.shift
+        base = row.base
+    weigh(&others, logit, base, loss, share, &total)
+    invert(row, &total)
+
+
+cdef inline void block_adjust(real *y, Py_ssize_t n, real factor, real offset) noexcept nogil:
+    """y = y * factor - offset, in L1."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        y[i] = y[i] * factor - offset
+
+
+cdef void gradient_blocks(
+    const Row *row, const Slope *slope, Py_ssize_t start, Py_ssize_t stop, const real *unused
+) noexcept nogil:
+    """The gradient of elements start ... stop; blocks as in map_blocks()."""
+    cdef char space[BLOCK_BYTES + LINE_BYTES]
+    cdef char y_space[BLOCK_BYTES + LINE_BYTES]
+    cdef real *buffer = <real *> aligned(space)
+    cdef real *y_buffer = <real *> aligned(y_space)
+    cdef Py_ssize_t block = block_length(unused), i = start, count, j, label = slope.label
+    cdef Py_ssize_t piece = STREAMED_BYTES // sizeof(real) if row.streaming else block
+    cdef Py_ssize_t before = 0
+    cdef const real *x
+    cdef const real *terms = <const real *> row.terms
+    cdef real *y
+    cdef real inverse = <real> row.inverse
+    cdef real inverse_low = <real> (row.inverse - inverse + row.inverse_low)
+    cdef bint beside = row.streaming or row.overwrites or not row.y.direct
+    cdef bint careful = row.shift != 0
+    cdef bint adjusted = slope.factor != 1 or slope.offset != 0
+    if row.streaming and not slope.reloads:
+        before = to_line(row.y_row + start * sizeof(real)) // sizeof(real)
+    while i < stop:
+        count = stop - i if stop - i < piece else piece
+        if i == start and 0 < before < count:
+            count = before
+        y = y_buffer if beside else <real *> row.y_row + i
+        if slope.filled:
+            for j in range(count):
+                y[j] = <real> slope.offset
+        elif slope.reloads:
+            block_rescale(
+                terms + i, y, count, row.refs[i // block] - row.exponent, inverse, inverse_low)
+        else:
+            x = load(row.x, row.x_row, i, count, buffer)
+            careful = careful or not block_map(
+                x, y, count, row.exponent, inverse, inverse_low)
+            if careful:
+                block_clamped_map(
+                    x, y, count, row.exponent, <real> row.shift, inverse, inverse_low)
+        if adjusted and not slope.filled:
+            block_adjust(y, count, <real> slope.factor, normal_or_zero(slope.offset, unused))
+        if i <= label < i + count and not slope.filled:
+            y[label - i] = normal_or_zero(slope.at_label, unused)
+        store(row.y, row.y_row, i, count, y, row.streaming)
+        i += count
+    if row.streaming:
+        fence()
+
+
+cdef void write_gradient(const Row *row, const Slope *slope, const real *unused) noexcept nogil:
+    cdef Py_ssize_t index, start
+    if row.n_threads == 1:
+        gradient_blocks(row, slope, 0, row.n, unused)
+        return
+    for index in prange(row.n_chunks, num_threads=row.n_threads, schedule="static"):
+        start = index * row.chunk
+        gradient_blocks(
+            row, slope, start, start + row.chunk if start + row.chunk < row.n else row.n, unused)
+
+
+cdef void training_row(
+    const Training *call, Row *row, Total *logits, Py_ssize_t index, real *unused
+) noexcept nogil:
+    """Loss, and gradient where one is asked for, of row number `index`."""
+    cdef double loss = 0, share = 0, logit, scale
+    cdef double smoothing = call.smoothing
+    cdef Total sum
+    cdef Slope slope
+    if call.y != NULL:
+        row.y_row = row_of(call.y, index)
+        if call.keep and not call.scratch:
+            row.terms = row.y_row
+    slope.filled = call.labels[index] == call.ignored
+    slope.offset = 0
+    slope.label = <Py_ssize_t> call.labels[index]
+    row.x_row = row_of(call.x, index)
+    if not slope.filled:
+        cross_entropy_row(
+            row, logits if smoothing > 0 else NULL, slope.label, &loss, &share, &logit, unused)
+        slope.filled = loss != loss
+        slope.offset = loss  # then NaN
+        if smoothing > 0:
+            sum = add_chunks(logits, row.n_chunks)
+            if fabs(sum.high) < INFINITY:
+                loss += smoothing * (logit - (sum.high + sum.low) / row.n)
+            elif not slope.filled:
+                loss = INFINITY  # a masked element has probability 0 and a target above it
+    call.losses[index] = loss
+    if call.y == NULL:
+        return
+    if not slope.filled:
+        scale = call.scales[index * call.scale_step]
+        slope.offset = scale * (smoothing / row.n)
+        slope.at_label = scale * ((smoothing - share) - smoothing / row.n)
+        slope.factor = fold_scale(row, scale)
+        # Terms are flushed where softmax is 0 in the format; more than that has to be seen where
+        # the scale enlarges it. Relative to a maximum the sum has other terms than those kept.
+        slope.reloads = call.keep and fabs(scale) <= 1 and row.base != row.base
+    write_gradient(row, &slope, <const real *> unused)
+
+
+cdef bint run_training(
+    const Training *call, Py_ssize_t first, Py_ssize_t last, real *unused
+) noexcept nogil:
+    """Rows first ... last.  False: no memory."""
+    cdef Py_ssize_t index, chunk = chunk_length(call.n), n_chunks = (call.n - 1) // chunk + 1
+    cdef Py_ssize_t n_refs = call.n * sizeof(real) // BLOCK_BYTES + 1 if call.keep else 0
+    cdef Py_ssize_t terms_bytes = call.n * sizeof(real) if call.scratch else 0
+    cdef char *workspace = <char *> malloc(
+        terms_bytes + 2 * LINE_BYTES + n_refs * sizeof(double)
+        + n_chunks * (sizeof(Sum) + sizeof(Total) + sizeof(double)))
+    cdef char *free_space
+    cdef Total *logits
+    cdef Row row
+    if workspace == NULL:
+        return False
+    memset(&row, 0, sizeof(Row))
+    row.x = call.x
+    row.y = call.y
+    row.n = call.n
+    row.chunk = chunk
+    row.n_chunks = n_chunks
+    row.n_threads = call.n_threads if call.inside else 1
+    row.streaming = call.streaming
+    row.overwrites = call.y != NULL and call.x.data == call.y.data
+    free_space = <char *> aligned(workspace)
+    if call.scratch:
+        row.terms = free_space
+        free_space = <char *> aligned(free_space + terms_bytes)
+    row.partials = <Sum *> free_space
+    logits = <Total *> (row.partials + n_chunks)
+    row.largest = <double *> (logits + n_chunks)
+    row.refs = row.largest + n_chunks
+    for index in range(first, last):
+        training_row(call, &row, logits, index, unused)
+    free(workspace)
+    return True
+
+
+cdef bint share_training(const Training *call, real *unused) noexcept nogil:
+    cdef int failures = 0
+    cdef Py_ssize_t rows = call.n_rows, part, parts
+    if call.inside or call.n_threads == 1:
+        return run_training(call, 0, rows, unused)
+    parts = parts_of(call.n_threads, rows, call.n)
+    for part in prange(parts, num_threads=call.n_threads, schedule="dynamic"):
+        failures += not run_training(
+            call, share(rows, part, parts), share(rows, part + 1, parts), unused)
+    return failures == 0
+
+
+cdef Total add_losses(const double *losses, Py_ssize_t count) noexcept nogil:
+    """Compensated, in the order of the rows: no number of threads shows."""
+    cdef Total sum
+    cdef Py_ssize_t index
+    sum.high = 0
+    sum.low = 0
+    for index in range(count):
+        two_sum(&sum.high, &sum.low, losses[index])
+    if not fabs(sum.high) < INFINITY:
+        sum.low = 0
+    return sum
+
+
+# Backward passes --------------------------------------------------------------------------------
+
+ctypedef struct Backward:
+    const Operand *y         # what softmax or log_softmax returned
+    const Operand *g         # the gradient of what follows
+    const Operand *out
+    const char *y_row
+    const char *g_row
+    char *out_row
+    Py_ssize_t n_rows
+    Py_ssize_t n
+    Py_ssize_t chunk
+    Py_ssize_t n_chunks
+    bint logarithm
+    bint streaming
+    bint overwrites          # out is y or g
+    int n_threads
+    bint inside
+    Total *partials          # one per chunk
+    double high, low         # the sum, high in the kernel's type (softmax)
+    double factor            # of exp(y) beyond scale (log_softmax)
+    Row scale                # exponent, inverse, inverse_low of the sum, for block_map()
+
+
+cdef void block_softmax_backward(
+    const real *y, const real *g, real *out, Py_ssize_t n, real high, real low
+) noexcept nogil:
+    """out = y * (g - (high + low))."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = y[i] * ((g[i] - high) - low)
+
+
+cdef void block_subtract_scaled(
+    const real *g, real *out, Py_ssize_t n, real factor
+) noexcept nogil:
+    """out = g - out * factor, with what block_map() left in `out`."""
+    cdef Py_ssize_t i
+    for i in range(n):
+        out[i] = g[i] - out[i] * factor
+
+
+cdef void block_exp(
+    const real *y, real *out, Py_ssize_t n, const Row *scale, bint *careful
+) noexcept nogil:
+    """out = exp(y) * |sum| / |factor|."""
+    cdef Py_ssize_t i
+    cdef real inverse = <real> scale.inverse
+    cdef real inverse_low = <real> (scale.inverse - inverse + scale.inverse_low)
+    careful[0] = careful[0] or not block_map(
+        y, out, n, scale.exponent, inverse, inverse_low)
+    if not careful[0]:
+        return
+    if block_max(y, n) < 1:
+        block_clamped_map(y, out, n, scale.exponent, <real> 0, inverse, inverse_low)
+        return
+    # No logarithm of a probability, or NaN: what the loops cannot do, libm can.
+    for i in range(n):
+        out[i] = <real> (exp(y[i]) * (scale.inverse * ldexp(1, <int> -scale.exponent)))
+
+
+cdef void backward_blocks(
+    const Backward *row, Py_ssize_t start, Py_ssize_t stop, const real *unused
+) noexcept nogil:
+    cdef char y_space[BLOCK_BYTES + LINE_BYTES]
+    cdef char g_space[BLOCK_BYTES + LINE_BYTES]
+    cdef char out_space[BLOCK_BYTES + LINE_BYTES]
+    cdef real *y_buffer = <real *> aligned(y_space)
+    cdef real *g_buffer = <real *> aligned(g_space)
+    cdef real *out_buffer = <real *> aligned(out_space)
+    cdef Py_ssize_t i = start, count
+    cdef Py_ssize_t piece = STREAMED_BYTES // sizeof(real) if row.streaming else \
+        block_length(unused)
+    cdef Py_ssize_t before = 0
+    cdef const real *y
+    cdef const real *g
+    cdef real *out
+    cdef bint beside = row.streaming or row.overwrites or not row.out.direct
+    cdef bint careful = False
+    if row.streaming:
+        before = to_line(row.out_row + start * sizeof(real)) // sizeof(real)
+    while i < stop:
+        count = stop - i if stop - i < piece else piece
+        if i == start and 0 < before < count:
+            count = before
+        out = out_buffer if beside else <real *> row.out_row + i
+        y = load(row.y, row.y_row, i, count, y_buffer)
+        g = load(row.g, row.g_row, i, count, g_buffer)
+        if row.logarithm:
+            block_exp(y, out, count, &row.scale, &careful)
+            block_subtract_scaled(g, out, count, <real> row.factor)
+        else:
+            block_softmax_backward(y, g, out, count, <real> row.high, <real> row.low)
+        store(row.out, row.out_row, i, count, out, row.streaming)
+        i += count
+    if row.streaming:
+        fence()
+
+
+cdef void backward_chunk(
+    const Backward *row, bint sums, Py_ssize_t index, const real *unused
+) noexcept nogil:
+    cdef Py_ssize_t start = index * row.chunk, stop = start + row.chunk
+    stop = stop if stop < row.n else row.n
+    if not sums:
+        backward_blocks(row, start, stop, unused)
+    elif row.logarithm:
+        sum_chunk(
+            row.g, row.g_row, <const Operand *> NULL, <const char *> NULL, start, stop,
+            &row.partials[index], unused)
+    else:
+        sum_chunk(
+            row.g, row.g_row, row.y, row.y_row, start, stop, &row.partials[index], unused)
+
+
+cdef void run_backward_pass(const Backward *row, bint sums, const real *unused) noexcept nogil:
+    cdef Py_ssize_t index
+    if not row.inside:
+        for index in range(row.n_chunks):
+            backward_chunk(row, sums, index, unused)
+    else:
+        for index in prange(row.n_chunks, num_threads=row.n_threads, schedule="static"):
+            backward_chunk(row, sums, index, unused)
+
+
+cdef void backward_row(Backward *row, const real *unused) noexcept nogil:
+    cdef Total sum
+    run_backward_pass(row, True, unused)
+    sum = add_chunks(row.partials, row.n_chunks)
+    if row.logarithm:
+        row.scale.inverse = 1
+        row.scale.inverse_low = 0
+        row.scale.exponent = 0
+        row.factor = fold_scale(&row.scale, sum.high + sum.low)
+    else:
+        # A pair of the kernel's own numbers, so that g - sum is right also where it cancels.
+        row.high = <real> sum.high
+        row.low = (sum.high - row.high) + sum.low if fabs(row.high) < INFINITY else 0
+    run_backward_pass(row, False, unused)
+
+
+cdef bint run_backward(
+    const Backward *call, Py_ssize_t first, Py_ssize_t last, const real *unused
+) noexcept nogil:
+    """Rows first ... last.  False: no memory."""
+    cdef Py_ssize_t index
+    cdef Backward row = call[0]
+    row.partials = <Total *> malloc(row.n_chunks * sizeof(Total))
+    if row.partials == NULL:
+        return False
+    for index in range(first, last):
+        row.y_row = row_of(row.y, index)
+        row.g_row = row_of(row.g, index)
+        row.out_row = row_of(row.out, index)
+        backward_row(&row, unused)
+    free(row.partials)
+    return True
+
+
+cdef bint share_backward(const Backward *call, const real *unused) noexcept nogil:
+    cdef int failures = 0
+    cdef Py_ssize_t rows = call.n_rows, part, parts
+    if call.inside or call.n_threads == 1:
+        return run_backward(call, 0, rows, unused)
+    parts = parts_of(call.n_threads, rows, call.n)
+    for part in prange(parts, num_threads=call.n_threads, schedule="dynamic"):
+        failures += not run_backward(
+            call, share(rows, part, parts), share(rows, part + 1, parts), unused)
+    return failures == 0
