@@ -15,6 +15,7 @@ except ImportError:
 
 from twopass import isa, passes, stream
 from twopass._config import build_config, show_config
+from twopass._extended import ExtendedSum
 from twopass._functions import log_softmax, logsumexp, plan, softmax
 from twopass._patch import install, scipy_patch, uninstall
 from twopass._training import (
@@ -28,6 +29,7 @@ from twopass._training import (
 __version__ = _config.BUILD["version"]
 
 __all__ = [
+    "ExtendedSum",
     "build_config",
     "cross_entropy",
     "cross_entropy_gradient",

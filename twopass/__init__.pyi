@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from twopass import isa as isa
 from twopass import passes as passes
 from twopass import stream as stream
+from twopass._extended import ExtendedSum as ExtendedSum
 from twopass._plan import Plan
 
 __version__: str

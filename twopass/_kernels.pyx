@@ -7,7 +7,8 @@ The Two-Pass Softmax Algorithm, arXiv:2001.04438:
 
 a. Layers, one file each: the exponential (_exp.pxi), memory (_memory.pxi), arrays as rows
    (_operands.pxi), loops over a block in L1 (_blocks.pxi), passes and algorithms over rows
-   (_rows.pxi), the same along another axis (_columns.pxi), weights (_weighted.pxi), losses and
+   (_rows.pxi), sums of pieces of rows (_partial.pxi),
+   the same along another axis (_columns.pxi), weights (_weighted.pxi), losses and
    gradients (_training.pxi).  This file is the door: arrays in, pointers on.
 b. Contracts: arguments were validated by the caller, n >= 1, y is x or does not overlap it.
    Kernels never fail; only the workspace can be refused (MemoryError, y untouched).
@@ -25,6 +26,7 @@ include "_memory.pxi"
 include "_operands.pxi"
 include "_blocks.pxi"
 include "_rows.pxi"
+include "_partial.pxi"
 include "_columns.pxi"
 include "_weighted.pxi"
 include "_training.pxi"
@@ -56,6 +58,9 @@ cdef enum Operation:
     SOFTMAX
     LOG_SOFTMAX
     LOGSUMEXP
+    ADD_TO_SUMS  # rows that are pieces of longer ones
+    SOFTMAX_BY_SUMS
+    LOG_SOFTMAX_BY_SUMS
 
 
 PASSES = {
@@ -76,6 +81,14 @@ ALGORITHMS = {
     "three_pass_reload": THREE_PASS_RELOAD,
 }
 OPERATIONS = {"softmax": SOFTMAX, "log_softmax": LOG_SOFTMAX, "logsumexp": LOGSUMEXP}
+PARTIAL_OPERATIONS = {
+    "add": ADD_TO_SUMS, "softmax": SOFTMAX_BY_SUMS, "log_softmax": LOG_SOFTMAX_BY_SUMS,
+}
+#: The fields of Extended, in order: what `partial` and `merge_sums` read and write.
+SUM_FIELDS = [
+    ("bins", "i8", (BINS,)), ("index", "i8"), ("rest_bins", "i8", (BINS,)), ("rest_index", "i8"),
+    ("largest", "f8"), ("holds", "i8"), ("special", "f8"), ("shift", "f8"),
+]
 
 
 def max_threads():
@@ -149,8 +162,10 @@ cdef inline Kind compute_kind(Kind kind) noexcept:
 ctypedef struct Call:
     const Operand *x
     const Operand *y
+    Extended *sums   # one per row, for operations on pieces
     Py_ssize_t n_rows
     Py_ssize_t n
+    Py_ssize_t chunk
     Operation operation
     Algorithm algorithm
     bint streaming
@@ -160,7 +175,7 @@ ctypedef struct Call:
 
 
 cdef Py_ssize_t workspace_bytes(const Call *call, Py_ssize_t itemsize) noexcept nogil:
-    cdef Py_ssize_t chunks = (call.n - 1) // chunk_length(call.n) + 1
+    cdef Py_ssize_t chunks = (call.n - 1) // call.chunk + 1
     cdef Py_ssize_t bytes = chunks * (sizeof(Sum) + sizeof(double))
     if call.algorithm == TWO_PASS_RELOAD or call.algorithm == THREE_PASS_RELOAD:
         bytes += (call.n * itemsize // BLOCK_BYTES + 1) * sizeof(double)
@@ -183,7 +198,7 @@ cdef bint run_rows(
     row.x = call.x
     row.y = call.y
     row.n = call.n
-    row.chunk = chunk_length(call.n)
+    row.chunk = call.chunk
     row.n_chunks = (call.n - 1) // row.chunk + 1
     row.n_threads = call.n_threads if call.inside else 1
     row.streaming = call.streaming
@@ -206,8 +221,12 @@ cdef bint run_rows(
             softmax_row(&row, call.algorithm, unused)
         elif call.operation == LOG_SOFTMAX:
             log_softmax_row(&row, unused)
-        else:
+        elif call.operation == LOGSUMEXP:
             logsumexp_row(&row, unused)
+        elif call.operation == ADD_TO_SUMS:
+            add_row(&row, &call.sums[index], unused)
+        else:
+            map_row(&row, &call.sums[index], call.operation == LOG_SOFTMAX_BY_SUMS, unused)
     free(workspace)
     return True
 
@@ -255,8 +274,10 @@ def rows(
     fill_operand(&y_operand, out, n_reduced, native)
     call.x = &x_operand
     call.y = &y_operand
+    call.sums = NULL
     call.n_rows = n_rows
     call.n = n
+    call.chunk = chunk_length(n)
     call.operation = <Operation> operation
     call.algorithm = <Algorithm> algorithm
     call.streaming = streaming
@@ -270,6 +291,91 @@ def rows(
             done = share_rows(&call, <double *> NULL)
     if not done:
         raise MemoryError("no memory for the kernel's workspace")
+
+
+# Sums of pieces ---------------------------------------------------------------------------------
+
+def new_sums(cnp.ndarray sums not None):
+    """Make the sums, a contiguous array of SUM_FIELDS, those of nothing."""
+    cdef Extended *pointer = <Extended *> cnp.PyArray_DATA(sums)
+    cdef Py_ssize_t i
+    for i in range(cnp.PyArray_SIZE(sums)):
+        clear_extended(&pointer[i])
+
+
+def partial(
+    cnp.ndarray x not None, cnp.ndarray out not None, cnp.ndarray sums not None, int n_reduced,
+    Py_ssize_t n_rows, Py_ssize_t n, int operation, Py_ssize_t length, bint single, bint streaming,
+    int n_threads, bint inside,
+):
+    """Run one of PARTIAL_OPERATIONS over rows that are pieces of rows of `length` elements.
+
+    `sums` is contiguous, one element of SUM_FIELDS per row; `out` is as for rows(), and not touched
+    when adding. `single`: terms are float32, else float64.
+    """
+    cdef Operand x_operand, y_operand
+    cdef Call call
+    cdef bint done
+    cdef Kind native = KIND_F32 if single else KIND_F64
+    fill_operand(&x_operand, x, n_reduced, native)
+    fill_operand(&y_operand, out, n_reduced, native)
+    call.x = &x_operand
+    call.y = &y_operand
+    call.sums = <Extended *> cnp.PyArray_DATA(sums)
+    call.n_rows = n_rows
+    call.n = n
+    call.chunk = chunk_length(length)
+    call.operation = <Operation> operation
+    call.algorithm = TWO_PASS
+    call.streaming = streaming
+    call.scratch = False
+    call.n_threads = n_threads
+    call.inside = inside
+    with nogil:
+        if single:
+            done = share_rows(&call, <float *> NULL)
+        else:
+            done = share_rows(&call, <double *> NULL)
+    if not done:
+        raise MemoryError("no memory for the kernel's workspace")
+
+
+def merge_sums(cnp.ndarray sums not None, cnp.ndarray others not None, bint single):
+    """Add the others to the sums, both contiguous arrays of SUM_FIELDS of one size."""
+    cdef Extended *to = <Extended *> cnp.PyArray_DATA(sums)
+    cdef const Extended *source = <const Extended *> cnp.PyArray_DATA(others)
+    cdef Py_ssize_t i, n = cnp.PyArray_SIZE(sums)
+    with nogil:
+        for i in range(n):
+            if single:
+                merge_extended(&to[i], &source[i], <float *> NULL)
+            else:
+                merge_extended(&to[i], &source[i], <double *> NULL)
+
+
+def round_sums(cnp.ndarray sums not None, cnp.ndarray parts not None, bint single):
+    """Of each sum its high, low, exponent, shift and logarithm: a row of `parts`, float64."""
+    cdef const Extended *source = <const Extended *> cnp.PyArray_DATA(sums)
+    cdef double *to = <double *> cnp.PyArray_DATA(parts)
+    cdef Py_ssize_t i, n = cnp.PyArray_SIZE(sums)
+    cdef Sum total
+    cdef double high, low
+    with nogil:
+        for i in range(n):
+            round_exact(&source[i].total, &total)
+            if single:
+                log_of_extended(&source[i], &high, &low, <float *> NULL)
+            else:
+                log_of_extended(&source[i], &high, &low, <double *> NULL)
+            if source[i].special != 0:
+                total.high = source[i].special
+                total.low = 0
+                total.exponent = 0
+            to[5 * i] = total.high
+            to[5 * i + 1] = total.low
+            to[5 * i + 2] = total.exponent
+            to[5 * i + 3] = source[i].shift
+            to[5 * i + 4] = high + low
 
 
 def weighted(

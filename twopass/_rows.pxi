@@ -298,14 +298,15 @@ cdef void run_pass(const Row *row, Pass which, real *unused) noexcept nogil:
 
 
 cdef Sum reduce(const Row *row, Pass which, real *unused) noexcept nogil:
-    """run_pass() and its partial sums combined in grid order, normalised."""
-    cdef Py_ssize_t index
+    """run_pass() and its partial sums added up, normalised."""
     cdef Sum total
+    if row.n_chunks > 1:
+        return reduce_exact(row, which, NULL, unused)
     run_pass(row, which, unused)
     total = row.partials[0]
-    for index in range(1, row.n_chunks):
-        combine(&total, &row.partials[index])
     normalise(&total)
+    if fabs(total.high) < INFINITY:
+        cut(&total)  # as if it had gone through the bins
     return total
 
 
