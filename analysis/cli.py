@@ -385,10 +385,12 @@ def _with_traffic(report: Report, watch: Callable) -> Report:
 
     watch("traffic, simulated", 0, 1)
     found = dict(report.environment)
-    counts, found["hardware_counters"] = counters.available()
-    if counts:
-        found["hardware_counters"] = "present"
+    present, reason = counters.available()
+    if present:
         found["events"] = experiments.count_events(EVENTS_ELEMENTS)
+        found["events_elements"] = EVENTS_ELEMENTS
+    else:
+        found["hardware_counters"] = reason
     try:
         counted = traffic.count_traffic()
     except traffic.ValgrindError as problem:

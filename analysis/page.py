@@ -230,6 +230,7 @@ def render(report: Report, results: Results, *, plots: bool = True) -> str:
             for count in tables.setting(report).threads
         ],
         "traffic": tables.traffic_table(report),
+        "events": tables.events_table(report),
         "accuracy": tables.accuracy_table(results),
         "predictions": tables.predictions_table(report, results),
         "paper": tables.paper_table(report, results),

@@ -11,6 +11,7 @@ from twopass.analysis.tables import (
     accuracy_table,
     algorithms_table,
     ceilings_table,
+    events_table,
     machine_table,
     paper_table,
     passes_table,
@@ -30,7 +31,7 @@ def tables(report: Report, results: Results) -> list[Table]:
         *(passes_table(report, results, threads=count) for count in counts),
         roofs_table(report, results), algorithms_table(report, results),
         *(speed_ups_table(report, results, threads=count) for count in counts),
-        traffic_table(report),
+        traffic_table(report), events_table(report),
     ]  # fmt: skip
     found = [table for table in found if table.rows]
     # What two tables have in common is said once.

@@ -276,6 +276,21 @@ def traffic_table(report: Report) -> Table:
     )
 
 
+def events_table(report: Report) -> Table:
+    """What the hardware counted in one call of every pass."""
+    counted = report.environment.get("events") or {}
+    elements = report.environment.get("events_elements") or 1
+    events = list(dict.fromkeys(event for counts in counted.values() for event in counts))
+    rows = tuple(
+        (label, *(f"{counts.get(event, math.nan) / elements:.4f}" for event in events))
+        for label, counts in counted.items()
+    )
+    return Table(
+        "events", "Hardware events", f"Per element, one call over {size(elements)} elements on one"
+        " thread.", ("pass", *events), rows,
+    )  # fmt: skip
+
+
 def _percent(error: float) -> str:
     return "-" if math.isnan(error) else f"{100 * error:.1f} %"
 

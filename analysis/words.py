@@ -261,6 +261,8 @@ def _shares_caveat(results: Results) -> str:
 
 
 def _counters_caveat(environment: dict[str, Any]) -> str:
+    if environment.get("events"):
+        return ""
     reason = environment.get("hardware_counters")
     why = f" Here they cannot be used: {reason}." if reason else ""
     return f"No hardware counter stands behind these verdicts: they rest on times.{why}"

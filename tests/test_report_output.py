@@ -562,3 +562,15 @@ def test_page_in_a_browser(chromium, page_text, figures, tmp_path, width, dark):
 def rgb(colour):
     """``#rrggbb`` as a browser writes it."""
     return f"rgb({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))})"
+
+
+def test_hardware_events():
+    """Where the hardware counts, the counts are shown per element, and nothing says they are not."""
+    events = {"reduce_max": {"cycles": 300, "cache-misses": 25}}
+    report, results = results_of(made_up.report(events=events, events_elements=100))
+    table = tables.events_table(report)
+    assert table.rows == (("reduce_max", "3.0000", "0.2500"),)
+    for text in (show.terminal(report, results), show.markdown(report, results)):
+        assert "Hardware events" in text
+        assert "No hardware counter" not in text
+    assert "Hardware events" in rendered(report, results, plots=False)
