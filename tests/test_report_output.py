@@ -565,7 +565,7 @@ def rgb(colour):
 
 
 def test_hardware_events():
-    """Where the hardware counts, the counts are shown per element, and nothing says they are not."""
+    """Counts of the hardware are shown per element, and nothing says that there are none."""
     events = {"reduce_max": {"cycles": 300, "cache-misses": 25}}
     report, results = results_of(made_up.report(events=events, events_elements=100))
     table = tables.events_table(report)
