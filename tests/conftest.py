@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-# The oracle is a plain module beside the tests.
+# The oracle and its like are plain modules beside the tests.
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 import oracle

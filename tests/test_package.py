@@ -105,3 +105,31 @@ def test_import_loads_no_peer():
         [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
     )
     assert not {"scipy", "torch", "sklearn", "matplotlib"} & set(done.stdout.split())
+
+
+def test_import_is_light(python):
+    """Importing twopass imports NumPy and nothing else of weight."""
+    result = python(
+        "import sys, twopass\n"
+        "heavy = {'scipy', 'sklearn', 'matplotlib', 'psutil', 'threadpoolctl', 'torch', 'pandas',"
+        " 'twopass.analysis'}\n"
+        "print(*sorted(heavy & set(sys.modules)))"
+    )
+    assert result.returncode == 0, result.stderr
+    assert not result.stdout.strip()
+
+
+def test_public_names():
+    """__all__ is what there is, and build_config describes it."""
+    assert set(twopass.__all__) <= set(dir(twopass))
+    config = twopass.build_config()
+    assert config["version"] == twopass.__version__
+    assert config["isa_active"] == twopass.isa.active()
+    assert config["isa_available"] == twopass.isa.available()
+
+
+def test_show_config(capsys):
+    """show_config prints every entry of build_config."""
+    twopass.show_config()
+    printed = capsys.readouterr().out
+    assert all(key in printed for key in twopass.build_config())

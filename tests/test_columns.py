@@ -1,0 +1,167 @@
+"""Along an axis that is not last: the error bounds, special values, places between other axes."""
+
+import numpy as np
+import oracle
+import pytest
+from inputs import sample
+from twin import ALL, MAPS, assert_close, by_scipy, by_twopass
+
+import twopass
+
+WIDTHS = (*range(1, 71), 255, 256, 257, 511, 513)
+BOUND = {"float32": 3, "float64": 3}
+
+
+def _check_columns(x, n_threads):
+    """All three functions along axis 0 against the oracle, column by column."""
+    softmax = twopass.softmax(x, axis=0, n_threads=n_threads)
+    logarithm = twopass.log_softmax(x, axis=0, n_threads=n_threads)
+    total = np.atleast_1d(twopass.logsumexp(x, axis=0, n_threads=n_threads))
+    wide = x.astype(np.longdouble)
+    maximum = wide.max(axis=0)
+    terms = np.exp(wide - maximum)
+    bound = BOUND[x.dtype.name]
+    assert oracle.error(softmax, terms / terms.sum(axis=0)) <= bound
+    first = np.argmax(x, axis=0)
+    terms[first, np.arange(x.shape[1])] = 0
+    rest = np.log1p(terms.sum(axis=0))
+    assert oracle.error(logarithm, (wide - maximum) - rest) <= bound
+    scale = 1 if x.dtype == np.float64 else 0
+    off = np.abs(total - (maximum + rest)) / np.maximum(scale, np.abs(maximum + rest))
+    assert off.max() <= 3 * np.finfo(x.dtype).eps
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 63, 64, 65, 129])
+def test_columns_of_every_width(level, dtype, rng, n):
+    """Columns are within the bounds for every width from 1 to 70, and around blocks."""
+    for width in WIDTHS:
+        _check_columns(rng.normal(0, 3, (n, width)).astype(dtype), 1 + width % 4)
+
+
+@pytest.mark.parametrize("n", [4095, 4096, 4097, 8193])
+@pytest.mark.parametrize("width", [8, 9, 31])
+def test_long_columns(level, dtype, rng, n, width):
+    """Columns around chunk boundaries are within the bounds, on 1 ... 4 threads."""
+    x = np.clip(rng.normal(0, 30, (n, width)), -1000, 1000).astype(dtype)
+    for n_threads in (1, 2, 3, 4):
+        _check_columns(x, n_threads)
+
+
+def test_columns_of_wide_range(level, dtype, rng):
+    """Columns over the contract's whole range, whose exponents leave every window."""
+    for n in (2, 5, 63, 64, 65, 700):
+        _check_columns(rng.uniform(-1000, 1000, (n, 40)).astype(dtype), 2)
+        rising = np.sort(rng.uniform(-1000, 1000, (n, 40)), axis=0).astype(dtype)
+        _check_columns(rising, 1)
+        _check_columns(np.ascontiguousarray(rising[::-1]), 3)
+
+
+def test_columns_of_different_scale(level, dtype, rng):
+    """Neighbouring columns thousands apart do not disturb each other."""
+    offsets = rng.uniform(-1000, 1000, 300)
+    for n in (3, 64, 200, 5000):
+        x = np.clip(rng.normal(0, 2, (n, 300)) + offsets, -1000, 1000)
+        _check_columns(x.astype(dtype), 2)
+
+
+@pytest.mark.parametrize("distance", [1, 2, 3, 16, 60])
+def test_columns_with_a_dominant_element(level, dtype, rng, distance):
+    """log_softmax and logsumexp near 0 keep their relative accuracy in columns."""
+    for gap in (0.5, 5, 12, 14, 27, 30, 60):
+        x = np.full((64, 40), -np.inf, dtype)
+        x[2] = 0
+        x[2 + distance] = -gap
+        y = twopass.log_softmax(x, axis=0)[[2, 2 + distance]]
+        total = twopass.logsumexp(x, axis=0)
+        small = np.array([0, -gap], dtype)
+        exact = oracle.log_softmax(small)
+        assert oracle.error(y, np.repeat(exact[:, None], 40, axis=1)) <= 3, gap
+        assert oracle.error(total, np.repeat(oracle.logsumexp(small), 40)) <= 3, gap
+    x = rng.normal(0, 1, (300, 50)).astype(dtype)
+    x[rng.integers(300, size=50), np.arange(50)] = rng.uniform(4, 40, 50)
+    _check_columns(x, 1)
+
+
+@pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 130, 4097])
+@pytest.mark.parametrize("width", [7, 8, 33, 257])
+def test_special_columns(level, dtype, n, width):
+    """NaN, infinities, masks and huge elements affect their own column only."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(0, 3, (n, width)).astype(dtype)
+    plain = {name: by_twopass(name, x, axis=0) for name in ALL}
+    kinds = {0: np.nan, 1: np.inf, 2: -np.inf, 3: 1e8, 4: -1e30, 5: np.finfo(dtype).min}
+    for row in sorted({0, n // 2, n - 1}):
+        y = x.copy()
+        for column, value in kinds.items():
+            y[row, column] = value
+        for name in ALL:
+            for n_threads in (1, 3):
+                result = np.atleast_2d(by_twopass(name, y, axis=0, n_threads=n_threads))
+                expected = np.atleast_2d(plain[name])
+                assert oracle.same_bits(
+                    np.ascontiguousarray(result[:, 6:]), np.ascontiguousarray(expected[:, 6:])
+                )
+                for column in kinds:
+                    alone = np.atleast_1d(by_twopass(name, np.ascontiguousarray(y[:, column])))
+                    np.testing.assert_allclose(
+                        result[:, column], alone, rtol=8 * np.finfo(dtype).eps,
+                        atol=4 * np.finfo(dtype).eps if name == "logsumexp" else 0,
+                    )  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e8", "-1e8", "lowest"])
+def test_uniform_special_columns(level, dtype, value):
+    """Arrays of one special value, along columns, are what they are along rows."""
+    value = np.finfo(dtype).min if value == "lowest" else float(value)
+    for n in (1, 2, 64, 65, 5000):
+        x = np.full((n, 12), value, dtype)
+        for name in ALL:
+            result = np.atleast_2d(by_twopass(name, x, axis=0))
+            alone = np.atleast_1d(by_twopass(name, x[:, 0].copy()))
+            np.testing.assert_allclose(
+                result, np.repeat(alone[:, None], 12, axis=1), rtol=2 * np.finfo(dtype).eps
+            )
+
+
+def test_columns_below_the_smallest_normal_number(level, dtype):
+    """Outputs of columns cross the smallest normal number as those of rows do."""
+    info = np.finfo(dtype)
+    edge = float(np.log(np.longdouble(info.tiny)))
+    x = np.linspace(edge - 20, edge + 20, 999).astype(dtype)
+    x[333] = 0
+    x = np.repeat(x[:, None], 20, axis=1)
+    y = twopass.softmax(x, axis=0)
+    exact = oracle.softmax(x[:, 0])
+    assert ((y == 0) | (y >= info.tiny)).all()
+    assert (y[exact > info.tiny * (1 + 4 * info.eps)] > 0).all()
+    assert (y[exact < info.tiny * (1 - 4 * info.eps)] == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 50), (2, 3, 64, 9), (5, 1, 300), (1, 70, 513)])
+def test_middle_axes(dtype, shape):
+    """An axis between others, for arrays, strided views and in place."""
+    x = sample(dtype, shape)
+    axis = len(shape) - 2
+    for name in ALL:
+        expected = by_scipy(name, x, axis)
+        for n_threads in (1, 2, 4):
+            assert_close(by_twopass(name, x, axis=axis, n_threads=n_threads), expected, dtype)
+        assert_close(by_twopass(name, x[::-1, ..., ::-1], axis=axis),
+                     by_scipy(name, x[::-1, ..., ::-1], axis), dtype)  # fmt: skip
+        assert_close(
+            by_twopass(name, x[:, ..., 1:], axis=axis), by_scipy(name, x[..., 1:], axis), dtype
+        )
+    for name in MAPS:
+        y = x.copy()
+        assert_close(by_twopass(name, y, axis=axis, out=y), by_scipy(name, x, axis), dtype)
+
+
+def test_large_columns(dtype):
+    """An array beyond the caches along axis 0, by non-temporal stores and in place."""
+    x = sample(dtype, (3000, (96 << 20) // dtype.itemsize // 3000 + 5))
+    y = twopass.softmax(x, axis=0)
+    np.testing.assert_allclose(y.sum(axis=0, dtype=np.float64), 1, rtol=1e-6)
+    for column in (0, 1, 255, 256, x.shape[1] - 1):
+        assert oracle.softmax_error(y[:, column], x[:, column].copy()) <= BOUND[dtype.name]
+    twopass.softmax(x, axis=0, out=x)
+    assert oracle.same_bits(x, y)
