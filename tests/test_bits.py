@@ -3,6 +3,7 @@
 import numpy as np
 import oracle
 import pytest
+from inputs import logits
 
 import twopass
 from twopass import isa, passes
@@ -11,25 +12,6 @@ from twopass import isa, passes
 KINDS = ("normal", "wide", "masked", "huge", "dominant", "steps")
 LENGTHS = (1, 2, 15, 16, 17, 33, 100, 257, 1023, 1025, 2047, 2049, 5000, 16383, 16385, 50_001)
 MAPS = ("softmax", "log_softmax")
-
-
-def _row(kind, n, dtype, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(0, 4, n)
-    if kind == "wide":
-        x = rng.uniform(-1000, 1000, n)
-    elif kind == "masked":
-        x[rng.random(n) < 0.4] = -np.inf
-        x[n // 2] = 1
-    elif kind == "huge":
-        x[n // 3] = 3e7
-        x[n // 2] = 3e7
-    elif kind == "steps":  # blocks of different level, some with a masked element
-        x += np.repeat(rng.uniform(-30, 30, n // 1024 + 1), 1024)[:n]
-        x[1::1500] = -np.inf
-    elif kind == "dominant":
-        x[n // 2] = x.max() + 25
-    return x.astype(dtype)
 
 
 def _call(name, x, **options):
@@ -45,7 +27,7 @@ def _assert_same(result, expected, what):
 def test_threads_inside_a_row(level, dtype, name, kind):
     """One long row has the same bits on 1 ... 7 threads."""
     for n in (16385, 50_001, 140_000):
-        x = _row(kind, n, dtype)
+        x = logits(kind, n, dtype)
         expected = _call(name, x, n_threads=1)
         for n_threads in range(2, 8):
             _assert_same(_call(name, x, n_threads=n_threads), expected, (n, n_threads))
@@ -55,7 +37,7 @@ def test_threads_inside_a_row(level, dtype, name, kind):
 @pytest.mark.parametrize("shape", [(13, 700), (3, 20_000), (2, 40_000), (1000, 9)])
 def test_threads_over_rows(level, dtype, name, shape):
     """A batch has the same bits on 1 ... 7 threads."""
-    x = np.concatenate([_row("normal", shape[1], dtype, seed) for seed in range(shape[0])])
+    x = np.concatenate([logits("normal", shape[1], dtype, seed) for seed in range(shape[0])])
     x = x.reshape(shape)
     expected = _call(name, x, axis=1, n_threads=1)
     for n_threads in range(2, 8):
@@ -66,7 +48,7 @@ def test_threads_over_rows(level, dtype, name, shape):
 @pytest.mark.parametrize("shape", [(700, 1300), (9000, 40), (20_000, 9), (3, 500, 300)])
 def test_threads_over_columns(level, dtype, name, shape):
     """Columns have the same bits on 1 ... 7 threads."""
-    x = _row("wide", int(np.prod(shape)), dtype).reshape(shape)
+    x = logits("wide", int(np.prod(shape)), dtype).reshape(shape)
     expected = _call(name, x, axis=-2, n_threads=1)
     for n_threads in range(2, 8):
         _assert_same(_call(name, x, axis=-2, n_threads=n_threads), expected, n_threads)
@@ -77,9 +59,9 @@ def test_threads_over_columns(level, dtype, name, shape):
 def test_place_in_the_batch(level, dtype, name, kind):
     """A row gives the same bits alone and anywhere in a batch of other rows."""
     for n in (1, 7, 16, 33, 100, 2049, 17_000):
-        row = _row(kind, n, dtype)
+        row = logits(kind, n, dtype)
         expected = _call(name, row)
-        batch = np.stack([_row("wide", n, dtype, seed) for seed in range(9)])
+        batch = np.stack([logits("wide", n, dtype, seed) for seed in range(9)])
         for place in (0, 1, 4, 8):
             x = batch.copy()
             x[place] = row
@@ -92,10 +74,10 @@ def test_place_in_the_batch(level, dtype, name, kind):
 def test_place_among_columns(level, dtype, name, kind):
     """A column gives the same bits at any place among others, in any width of at least 8."""
     for n in (5, 63, 64, 65, 4097):
-        column = _row(kind, n, dtype)
+        column = logits(kind, n, dtype)
         results = []
         for width, place in ((8, 0), (8, 7), (9, 3), (33, 31), (256, 255), (257, 256), (600, 300)):
-            x = np.tile(_row("normal", n, dtype, 5)[:, None], (1, width))
+            x = np.tile(logits("normal", n, dtype, 5)[:, None], (1, width))
             x[:, place] = column
             y = np.atleast_2d(_call(name, x, axis=0))
             results.append(np.ascontiguousarray(y[:, place]))
@@ -107,7 +89,7 @@ def test_place_among_columns(level, dtype, name, kind):
 def test_every_alignment_of_the_input(level, dtype, name):
     """Rows that begin at each of 64 successive bytes give the same bits."""
     for n in (1, 16, 31, 100, 2100, 17_000):
-        row = _row("normal", n, dtype)
+        row = logits("normal", n, dtype)
         expected = _call(name, row)
         space = np.zeros(n * dtype.itemsize + 192, np.uint8)
         start = -space.ctypes.data % 64
@@ -123,7 +105,7 @@ def test_every_alignment_of_the_input(level, dtype, name):
 def test_every_alignment_of_the_output(level, dtype, name):
     """Outputs that begin at each of 64 successive bytes get the same bits, and nothing beside."""
     for n in (1, 16, 31, 100, 2100, 17_000):
-        row = _row("normal", n, dtype)
+        row = logits("normal", n, dtype)
         expected = _call(name, row)
         size = n * dtype.itemsize
         space = np.zeros(size + 192, np.uint8)
@@ -141,7 +123,7 @@ def test_every_alignment_of_the_output(level, dtype, name):
 def test_every_alignment_in_place(level, dtype, name):
     """In place, aligned or not, the bits are those of a new array."""
     for n in (1, 31, 100, 2100, 17_000):
-        row = _row("normal", n, dtype)
+        row = logits("normal", n, dtype)
         expected = _call(name, row)
         space = np.zeros(n * dtype.itemsize + 128, np.uint8)
         start = -space.ctypes.data % 64
@@ -156,7 +138,7 @@ def test_every_alignment_in_place(level, dtype, name):
 def test_every_alignment_by_non_temporal_stores(level, dtype, offset):
     """The streaming pass writes the same bits at any alignment, and nothing beside."""
     offset -= offset % dtype.itemsize
-    x = _row("normal", 40_003, dtype)
+    x = logits("normal", 40_003, dtype)
     mantissa, exponent = passes.reduce_extexp(x)
     expected = passes.map_scaleextexp(x, mantissa, exponent)
     space = np.full(x.nbytes + 256, 0xA5, np.uint8)
@@ -173,7 +155,7 @@ def test_reloaded_terms_by_non_temporal_stores(level, dtype, kind):
     """Streamed pieces keep to the blocks of the terms, whose reference exponents differ."""
     compute = isa.kernels().compute
     n = 9000
-    x = _row(kind, n, dtype)
+    x = logits(kind, n, dtype)
     expected = twopass.softmax(x, n_threads=1)
     for offset in range(0, 64, dtype.itemsize):
         memory = np.full((n + 32) * dtype.itemsize + 128, 7, np.uint8)
@@ -197,7 +179,7 @@ def test_reloaded_terms_by_non_temporal_stores(level, dtype, kind):
 def test_levels_with_fma(dtype, name, kind):
     """x86-64-v3 and x86-64-v4 give the same bits, along rows and along columns."""
     for n in (*LENGTHS, 140_000):
-        x = _row(kind, n, dtype)
+        x = logits(kind, n, dtype)
         results = []
         for level in ("x86-64-v3", "x86-64-v4"):
             with isa.use(level):
@@ -212,7 +194,7 @@ def test_levels_with_fma(dtype, name, kind):
 def test_algorithms(level, dtype, kind):
     """All four algorithms, and auto, give the same bits at every kind of length."""
     for n in LENGTHS:
-        x = _row(kind, n, dtype)
+        x = logits(kind, n, dtype)
         expected = twopass.softmax(x, algorithm="two_pass")
         for algorithm in ("auto", *passes.ALGORITHMS):
             _assert_same(twopass.softmax(x, algorithm=algorithm), expected, (n, algorithm))
@@ -221,7 +203,7 @@ def test_algorithms(level, dtype, kind):
 def test_algorithms_at_every_length(level, dtype):
     """The same for each length from 1 to 300."""
     for n in range(1, 301):
-        x = _row(KINDS[n % 3], n, dtype, n)
+        x = logits(KINDS[n % 3], n, dtype, n)
         expected = twopass.softmax(x, algorithm="two_pass")
         for algorithm in passes.ALGORITHMS:
             _assert_same(twopass.softmax(x, algorithm=algorithm), expected, (n, algorithm))
@@ -231,7 +213,7 @@ def test_algorithms_at_every_length(level, dtype):
 def test_in_place(level, dtype, algorithm, kind):
     """In place and out of place give the same bits, whatever the row takes."""
     for n in (1, 33, 2049, 17_000, 300_000):
-        x = _row(kind, n, dtype)
+        x = logits(kind, n, dtype)
         expected = twopass.softmax(x, algorithm=algorithm)
         for n_threads in (1, 3):
             y = x.copy()
@@ -243,7 +225,7 @@ def test_in_place(level, dtype, algorithm, kind):
 def test_strided_rows(level, dtype, algorithm, kind):
     """Rows gathered from strided memory, or scattered into it, have the bits of contiguous ones."""
     for n in (1, 7, 33, 2049, 17_000):
-        rows = np.stack([_row(kind, n, dtype, seed) for seed in range(3)])
+        rows = np.stack([logits(kind, n, dtype, seed) for seed in range(3)])
         expected = twopass.softmax(rows, axis=1, algorithm=algorithm)
         spaced = np.empty((3, 2 * n), dtype)[:, ::2]
         spaced[:] = rows
@@ -261,7 +243,7 @@ def test_strided_rows(level, dtype, algorithm, kind):
 def test_strided_rows_of_the_logarithms(level, dtype, name):
     """The same for log_softmax and logsumexp."""
     for n in (1, 7, 33, 2049, 17_000):
-        rows = np.stack([_row("normal", n, dtype, seed) for seed in range(3)])
+        rows = np.stack([logits("normal", n, dtype, seed) for seed in range(3)])
         spaced = np.empty((3, 2 * n), dtype)[:, ::2]
         spaced[:] = rows
         _assert_same(_call(name, spaced, axis=1), _call(name, rows, axis=1), n)
@@ -269,14 +251,14 @@ def test_strided_rows_of_the_logarithms(level, dtype, name):
 
 def test_byte_order(level, dtype):
     """Arrays of the other byte order give the bits of native ones."""
-    x = _row("normal", 3000, dtype)
+    x = logits("normal", 3000, dtype)
     swapped = x.astype(dtype.newbyteorder("S"))
     _assert_same(twopass.softmax(swapped), twopass.softmax(x), "swapped")
 
 
 def test_out_of_cache(dtype):
     """A row beyond the caches, by non-temporal stores, has the bits of the same row in place."""
-    x = _row("normal", (96 << 20) // dtype.itemsize + 3, dtype)
+    x = logits("normal", (96 << 20) // dtype.itemsize + 3, dtype)
     expected = twopass.softmax(x, n_threads=1)
     _assert_same(twopass.softmax(x, n_threads=2), expected, "threads")
     _assert_same(twopass.softmax(x, algorithm="two_pass_reload"), expected, "reload")
@@ -286,7 +268,7 @@ def test_out_of_cache(dtype):
 
 def test_repeated_calls(dtype):
     """The same call gives the same bits a hundred times over, with more threads than cores."""
-    x = _row("wide", 100_000, dtype)
+    x = logits("wide", 100_000, dtype)
     expected = twopass.softmax(x, n_threads=1)
     for _ in range(100):
         _assert_same(twopass.softmax(x, n_threads=5), expected, "again")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import oracle
 import pytest
+from inputs import around
 
 import twopass
 from twopass import isa
@@ -42,11 +43,7 @@ TABLE = (
 )
 
 # Block: 2048 float32, 1024 float64. Chunk: 16384. Segments, steps and lanes are smaller.
-BOUNDARIES = [
-    centre + step
-    for centre in (16, 32, 64, 256, 512, 1024, 2048, 4096, 16384, 32768)
-    for step in (-1, 0, 1)
-]
+BOUNDARIES = around(16, 32, 64, 256, 512, 1024, 2048, 4096, 16384, 32768)
 EVERY_LENGTH = range(1, 601)
 
 

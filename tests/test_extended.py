@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from inputs import logits
 
 import twopass
 from twopass import ExtendedSum, isa
@@ -16,26 +17,11 @@ from twopass import ExtendedSum, isa
 CHUNK = 16384
 BOUND = {np.dtype("f4"): 2.0, np.dtype("f8"): 3.0}
 MAPS = ("softmax", "log_softmax")
-KINDS = ("normal", "wide", "masked", "dominant", "steps")
+KINDS = ("normal", "wide", "masked", "dominant", "cliffs")
 #: Just below, at and above chunks, and several of them.
 LENGTHS = (1, 5, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK - 1, 5 * CHUNK + 3)
 #: Where the sums get a shift, as the kernels count: 2**21 * ln 2.
 LIMIT = 2**21 * np.log(2)
-
-
-def _row(kind, n, dtype, seed=0):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(0, 4, n)
-    if kind == "wide":
-        x = rng.uniform(-1000, 1000, n)
-    elif kind == "masked":
-        x[rng.random(n) < 0.4] = -np.inf
-        x[n // 2] = 1
-    elif kind == "steps":
-        x += np.repeat(rng.uniform(-300, 300, n // 1024 + 1), 1024)[:n]
-    elif kind == "dominant":
-        x[n // 2] = x.max() + 25
-    return x.astype(dtype)
 
 
 def _pieces(x, cuts):
@@ -61,7 +47,7 @@ def _bound(level, dtype):
 @pytest.mark.parametrize("n_pieces", [1, 2, 7, 100])
 def test_softmax_of_pieces_is_exact(level, dtype, kind, n_pieces):
     """Pieces cut anywhere give softmax within the bound that one call has."""
-    x = _row(kind, 20_011, dtype)
+    x = logits(kind, 20_011, dtype)
     pieces = np.array_split(x, n_pieces)
     y = _mapped(_total(pieces, dtype), "softmax", pieces)
     assert oracle.error(y, oracle.softmax(x)) <= _bound(level, dtype)
@@ -70,7 +56,7 @@ def test_softmax_of_pieces_is_exact(level, dtype, kind, n_pieces):
 @pytest.mark.parametrize("kind", KINDS)
 def test_logarithms_of_pieces_are_exact(level, dtype, kind):
     """log_softmax and logsumexp of pieces are accurate, also beside one dominant element."""
-    x = _row(kind, 20_011, dtype)
+    x = logits(kind, 20_011, dtype)
     pieces = np.array_split(x, 9)
     total = _total(pieces, dtype)
     exact = oracle.log_softmax(x)
@@ -109,7 +95,7 @@ def test_many_merges_do_not_lose_digits():
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_order_and_any_tree_have_the_same_bits(level, dtype, kind, rng):
     """Adding sums up is exact: order and tree do not show, on the grid or off it."""
-    x = _row(kind, 5 * CHUNK + 77, dtype)
+    x = logits(kind, 5 * CHUNK + 77, dtype)
     cuts = np.sort(rng.choice(np.arange(1, len(x)), 9, replace=False))
     pieces = _pieces(x, cuts)
     expected = _total(pieces, dtype)
@@ -162,7 +148,7 @@ def test_merge_leaves_its_operands():
 
 def test_update_is_merge(dtype):
     """Updating gives the sum that merging gives, and returns the object itself."""
-    x = _row("wide", 1000, dtype)
+    x = logits("wide", 1000, dtype)
     total = ExtendedSum((), dtype)
     assert total.update(x[:300]) is total
     assert total.update(x[300:]) == ExtendedSum.of(x[300:]) + ExtendedSum.of(x[:300])
@@ -175,7 +161,7 @@ def test_update_is_merge(dtype):
 @pytest.mark.parametrize("n", LENGTHS)
 def test_grid_pieces_have_the_bits_of_one_call(level, dtype, kind, n, rng):
     """Cut at multiples of the chunk, in any order: the bits of one call."""
-    x = _row(kind, n, dtype)
+    x = logits(kind, n, dtype)
     grid = CHUNK * np.arange(1, (n - 1) // CHUNK + 1)
     for cuts in (grid, grid[1::2], grid[:1], ()):
         pieces = _pieces(x, cuts)
@@ -191,7 +177,7 @@ def test_grid_pieces_have_the_bits_of_one_call(level, dtype, kind, n, rng):
 def test_grid_of_a_row_with_longer_chunks():
     """Beyond 2**26 elements `length` gives the grid of one call."""
     n = (1 << 26) + 5000
-    x = np.tile(_row("steps", 1 << 20, "f4"), 65)[:n]
+    x = np.tile(logits("cliffs", 1 << 20, "f4"), 65)[:n]
     chunk = 24576  # n / 4096, rounded up to a multiple of 8192
     pieces = _pieces(x, (chunk * 1000, chunk * 1001, chunk * 2500))
     total = ExtendedSum((), "f4")
@@ -207,7 +193,7 @@ def test_grid_of_a_row_with_longer_chunks():
 @pytest.mark.parametrize("shape", [(5, 40_000), (300, 700), (1, 100_000)])
 def test_threads(level, dtype, shape):
     """Any number of threads, over rows or inside them, gives the same sums and results."""
-    x = _row("wide", int(np.prod(shape)), dtype).reshape(shape)
+    x = logits("wide", int(np.prod(shape)), dtype).reshape(shape)
     expected = ExtendedSum.of(x, 1, n_threads=1)
     y = expected.softmax(x, 1, n_threads=1)
     assert oracle.same_bits(y, twopass.softmax(x, 1))
@@ -221,7 +207,7 @@ def test_threads(level, dtype, shape):
 )
 def test_levels_with_fma(dtype):
     """Sums made on x86-64-v3 and x86-64-v4 are the same, and serve both."""
-    x = _row("steps", 50_001, dtype)
+    x = logits("cliffs", 50_001, dtype)
     with isa.use("x86-64-v3"):
         old = ExtendedSum.of(x)
         y = old.softmax(x)
@@ -253,7 +239,7 @@ def test_a_sum_from_another_level(dtype):
 )  # fmt: skip
 def test_batches_and_axes(dtype, shape, axis):
     """Any axes: the results of one call, the shape of the others."""
-    x = _row("wide", int(np.prod(shape)), dtype).reshape(shape)
+    x = logits("wide", int(np.prod(shape)), dtype).reshape(shape)
     total = ExtendedSum.of(x, axis)
     assert total.shape == np.shape(twopass.logsumexp(x, axis))
     assert total.logsumexp() == pytest.approx(twopass.logsumexp(x, axis), rel=1e-6)
@@ -267,7 +253,7 @@ def test_batches_and_axes(dtype, shape, axis):
 
 def test_pieces_of_a_batch(dtype):
     """A batch in pieces along its rows has the bits of one call."""
-    x = _row("wide", 6 * 3 * CHUNK, dtype).reshape(2, 3, -1)
+    x = logits("wide", 6 * 3 * CHUNK, dtype).reshape(2, 3, -1)
     total = ExtendedSum((2, 3), dtype)
     for piece in np.split(x, 3, axis=-1):
         total.update(piece, -1)
@@ -277,7 +263,7 @@ def test_pieces_of_a_batch(dtype):
 
 def test_strides(dtype):
     """Strided, reversed and transposed pieces have the sums and bits of contiguous ones."""
-    x = _row("wide", 4 * 1000, dtype).reshape(4, 1000)
+    x = logits("wide", 4 * 1000, dtype).reshape(4, 1000)
     expected = ExtendedSum.of(x, 1)
     spaced = np.repeat(x, 2, axis=1)[:, ::2]
     for variant in (spaced, x[:, ::-1].copy()[:, ::-1], np.asfortranarray(x)):
@@ -291,7 +277,7 @@ def test_strides(dtype):
 @pytest.mark.parametrize("name", MAPS)
 def test_in_place_and_overlapping(dtype, name):
     """`out` may be `x`, or overlap it."""
-    x = _row("normal", 5000, dtype)
+    x = logits("normal", 5000, dtype)
     total = ExtendedSum.of(x)
     expected = getattr(total, name)(x)
     memory = np.empty(5003, dtype)
@@ -322,7 +308,7 @@ def test_float32_pieces_in_a_float64_sum():
 
 def test_memmap(tmp_path, dtype):
     """Pieces of a file, in place in it."""
-    x = _row("wide", 4 * CHUNK, dtype)
+    x = logits("wide", 4 * CHUNK, dtype)
     data = np.memmap(tmp_path / "x", dtype, "w+", shape=x.shape)
     data[:] = x
     total = ExtendedSum((), dtype)
@@ -419,7 +405,7 @@ def test_attributes(dtype):
 
 def test_pickle(dtype):
     """A copy has the same sums and results, and few bytes."""
-    x = _row("dominant", 3 * 1000, dtype).reshape(3, 1000)
+    x = logits("dominant", 3 * 1000, dtype).reshape(3, 1000)
     total = ExtendedSum.of(x, 1)
     data = pickle.dumps(total)
     copy = pickle.loads(data)
