@@ -14,7 +14,7 @@ from twopass import isa
 from twopass._machine import cpu_budget
 from twopass.analysis import contest, experiments, libraries, model, peers, show, words
 from twopass.analysis.machine import environment
-from twopass.analysis.progress import progress
+from twopass.analysis.progress import Watch, progress
 from twopass.analysis.report import FILE_NAME, SCHEMA_VERSION, Report, dumps
 from twopass.analysis.results import Results, roofline, summary
 
@@ -338,7 +338,7 @@ def _settings(options: argparse.Namespace, **changes) -> experiments.Settings:
 
 def _measure(
     settings: experiments.Settings, command: Sequence[str],
-    more: Callable[[Report, Callable], Report] = lambda report, watch: report,
+    more: Callable[[Report, Watch], Report] = lambda report, watch: report,
 ) -> Report:  # fmt: skip
     with progress() as watch:
         report = experiments.run(settings, command=command, watch=watch)
@@ -366,7 +366,7 @@ def _run_all(options: argparse.Namespace, command: Sequence[str]) -> int:
     folder = _folder(options.output or (None if options.quick else FOLDER))
     settings = _settings(options)
 
-    def more(report: Report, watch: Callable) -> Report:
+    def more(report: Report, watch: Watch) -> Report:
         if options.quick:
             return report
         if folder:
@@ -379,7 +379,7 @@ def _run_all(options: argparse.Namespace, command: Sequence[str]) -> int:
     return 130 if report.partial else 0
 
 
-def _with_traffic(report: Report, watch: Callable) -> Report:
+def _with_traffic(report: Report, watch: Watch) -> Report:
     """With what a simulated cache counted, and hardware counters; or with why they did not."""
     from twopass.analysis import counters, traffic
 
@@ -400,7 +400,7 @@ def _with_traffic(report: Report, watch: Callable) -> Report:
     return report.extended((), environment=found, traffic=tuple(asdict(entry) for entry in counted))
 
 
-def _with_libraries(report: Report, settings: experiments.Settings, watch: Callable) -> Report:
+def _with_libraries(report: Report, settings: experiments.Settings, watch: Watch) -> Report:
     reason = libraries.missing()
     if reason:
         _note(reason)

@@ -9,6 +9,7 @@ import functools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from twopass.analysis.machine import (
     out_of_cache_bytes,
     stolen_share,
 )
+from twopass.analysis.progress import Watch, unwatched
 from twopass.analysis.report import MEASURED, Kernel, Report, Series
 from twopass.analysis.timing import DROPPED_ROUNDS, Timed, calls_for, interleaved, seconds_per_call
 from twopass.passes import ALGORITHMS, PASSES
@@ -98,7 +100,7 @@ def own_kernel(
     if label in MEASURED or not label:
         raise ValueError(f"label={label!r} is taken or empty")
     if not roof:
-        patterns = {
+        patterns: dict[tuple[float, float], str] = {
             (0, 1): "init", (1, 0): "read", (1, 1): "update" if in_place else "copy", (2, 1): "add",
         }  # fmt: skip
         if (loads, stores) not in patterns:
@@ -366,7 +368,7 @@ def _roof_call(label: str, arrays: Arrays, group: Group) -> Callable[[], object]
     )  # fmt: skip
 
 
-def _check_roof(label: str, arrays: Arrays, group: Group, result: object) -> None:
+def _check_roof(label: str, arrays: Arrays, group: Group, result: Any) -> None:
     """STREAM's rule: what is timed has to have done its work. Judged by a thousand elements.
 
     Raises
@@ -432,8 +434,6 @@ def _timed(label: str, arrays: Arrays, group: Group, own: Mapping[str, Own]) -> 
 
 # Running ----------------------------------------------------------------------------------------
 
-#: What is told of the progress: the part, the work done, all the work.
-Watch = Callable[[str, int, int], None]
 #: Label and group -> calls per sample, round numbers, seconds per call.
 Samples = dict[tuple[str, Group], tuple[int, list[int], list[float]]]
 
@@ -473,7 +473,7 @@ def _series(plan: Sequence[Group], samples: Samples) -> list[Series]:
 
 def run(
     settings: Settings, *, own: Sequence[Own] = (), command: Sequence[str] = (),
-    watch: Watch = lambda part, done, total: None,
+    watch: Watch = unwatched,
 ) -> Report:  # fmt: skip
     """Measure what the settings ask for.
 
@@ -629,9 +629,7 @@ def _checked_threads(given: Sequence[int] | None) -> tuple[int, ...]:
     return counts
 
 
-def measure(
-    *own: Own, quick: bool = True, watch: Watch = lambda part, done, total: None, **options
-) -> Report:
+def measure(*own: Own, quick: bool = True, watch: Watch = unwatched, **options) -> Report:
     """Measure the passes, the roofs, and kernels of your own, on this machine.
 
     Parameters

@@ -11,6 +11,7 @@ from twopass import isa
 from twopass._machine import machine
 from twopass.analysis.experiments import level_of
 from twopass.analysis.peers import OWN, PEERS, TOLERANCE, Builder
+from twopass.analysis.progress import Watch, unwatched
 from twopass.analysis.report import Series
 from twopass.analysis.timing import written_normals
 
@@ -35,7 +36,7 @@ def _perfplot():
     import matplotlib
 
     with matplotlib.rc_context():
-        import perfplot
+        import perfplot  # type: ignore[import-untyped]
     return perfplot
 
 
@@ -83,7 +84,7 @@ def _bench(perfplot, **options):
 
 def measure_libraries(
     sizes: Sequence[int], *, names: Sequence[str] = tuple(PEERS), threads: int = 1, seed: int = 0,
-    watch: Callable[[str, int, int], None] = lambda part, done, total: None,
+    watch: Watch = unwatched,
 ) -> list[Series]:  # fmt: skip
     """Time softmax of one float32 row in every library.
 

@@ -1,14 +1,21 @@
 """Progress on stderr: a bar with the remaining time on a terminal, plain lines elsewhere."""
 
 import contextlib
+import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import TextIO
 
+#: What is told of the progress: the part, the work done, all the work.
 Watch = Callable[[str, int, int], None]
 
 #: Seconds between two plain lines of one part.
 PAUSE = 5.0
+
+
+def unwatched(part: str, done: int, total: int) -> None:
+    """Take no notice of the progress."""
 
 
 class Lines:
@@ -31,32 +38,37 @@ class Lines:
 
 
 @contextlib.contextmanager
-def progress(stream=None) -> Iterator[Watch]:
+def progress(stream: TextIO | None = None) -> Iterator[Watch]:
     """A callable to be told of the progress, for the duration of a ``with`` block."""
-    stream = sys.stderr if stream is None else stream
-    try:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TaskProgressColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-    except ImportError:
-        Console = None  # noqa: N806
-    if Console is None or not stream.isatty():
-
-        def write(text: str) -> None:
-            stream.write(text)
-            stream.flush()
-
-        yield Lines(write)
+    out = sys.stderr if stream is None else stream
+    if out.isatty() and importlib.util.find_spec("rich"):
+        with _bar(out) as watch:
+            yield watch
         return
+
+    def write(text: str) -> None:
+        out.write(text)
+        out.flush()
+
+    yield Lines(write)
+
+
+@contextlib.contextmanager
+def _bar(out: TextIO) -> Iterator[Watch]:
+    """A bar with the remaining time, which vanishes at the end."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(file=stream), transient=True) as bar:
+    with Progress(*columns, console=Console(file=out), transient=True) as bar:
         task = bar.add_task("", total=None)
         current = ""
 

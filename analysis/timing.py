@@ -109,21 +109,3 @@ def written_normals(elements: int, dtype: str, seed: int) -> np.ndarray:
     for start in range(0, elements, block.size):
         x[start : start + block.size] = block[: elements - start]
     return x
-
-
-def placed_apart(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Copies on cache lines, half a page of 4 KiB apart modulo the page.
-
-    CPUs compare the low 12 bits of addresses first. Where a store to y and the next loads of x
-    agree in them, as two small NumPy arrays often do, the loads wait: a third of the rate in L1.
-    """
-    line, page = 64, 4096
-    second = -(-x.nbytes // page) * page + page // 2
-    buffer = np.zeros(second + y.nbytes + line, np.uint8)
-    start = -buffer.ctypes.data % line
-    copies = []
-    for offset, source in ((start, x), (start + second, y)):
-        copy = buffer[offset : offset + source.nbytes].view(source.dtype)
-        copy[:] = source
-        copies.append(copy)
-    return copies[0], copies[1]
