@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from twopass.analysis.report import Report, Series
-from twopass.analysis.results import COVERAGE, RESAMPLES
+from twopass.analysis.results import central, resampled_medians
 
 #: The parts whose series are compared.
 PARTS = ("passes", "algorithms")
 #: Keys of the environment that differ in any two runs and say nothing about the speed.
 IGNORED = ("command", "date", "load_average", "memory_available_bytes")
+#: Part, label, CPU level, dtype, threads, level.
+_Key = tuple[str, str, str, str, int, str]
 #: Columns of the text.
 WIDTH = 100
 
@@ -79,23 +81,21 @@ def ratio_of_medians(
     if not len(first) or not len(second):
         raise ValueError("both need samples")
     random = np.random.default_rng(seed)
-
-    def medians(values: Sequence[float]) -> np.ndarray:
-        data = np.asarray(values, float)
-        return np.median(data[random.integers(data.size, size=(RESAMPLES, data.size))], axis=1)
-
-    drawn = medians(first) / medians(second)
-    low, high = np.quantile(drawn, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
-    return float(np.median(first) / np.median(second)), float(low), float(high)
+    above, below = (resampled_medians(np.asarray(v, float), random) for v in (first, second))
+    return float(np.median(first) / np.median(second)), *central(above / below)
 
 
-def _by_setting(report: Report) -> dict[tuple, dict[int, Series]]:
-    found: dict[tuple, dict[int, Series]] = {}
+def _by_setting(report: Report) -> dict[_Key, dict[int, Series]]:
+    found: dict[_Key, dict[int, Series]] = {}
     for s in report.series:
         if s.part in PARTS:
             key = (s.part, s.label, s.isa, s.dtype, s.threads, s.level)
             found.setdefault(key, {})[s.elements] = s
     return found
+
+
+def _seconds_per_element(series: Series) -> list[float]:
+    return [seconds / series.elements for seconds in series.seconds_per_call]
 
 
 def ratios(first: Report, second: Report) -> list[Ratio]:
@@ -108,13 +108,10 @@ def ratios(first: Report, second: Report) -> list[Ratio]:
     found = []
     for key in mine.keys() & theirs.keys():
         shared = mine[key].keys() & theirs[key].keys()
-        sizes = (max(shared or mine[key]), max(shared or theirs[key]))
-        # Seconds per element: a rate's inverse, so first over second is the ratio of rates.
-        times = [
-            [seconds / size for seconds in group[key][size].seconds_per_call]
-            for group, size in zip((mine, theirs), sizes, strict=True)
-        ]
-        found.append(Ratio(*key, sizes, *ratio_of_medians(*times)))
+        a, b = (group[key][max(shared or group[key])] for group in (mine, theirs))
+        # Times are the inverse of rates, so first over second is the ratio of rates.
+        times = ratio_of_medians(_seconds_per_element(a), _seconds_per_element(b))
+        found.append(Ratio(*key, (a.elements, b.elements), *times))
     order = {key: position for position, key in enumerate(mine)}
     return sorted(found, key=lambda r: order[r.part, r.label, r.isa, r.dtype, r.threads, r.level])
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from twopass.analysis.results import COVERAGE, PassResult, Point, Results
+from twopass.analysis.results import PassResult, Point, Results, central
 from twopass.passes import ALGORITHMS, PASSES
 
 #: How each model joins the time in the core with the time of the transfer.
@@ -272,9 +272,8 @@ def predict(machine: Machine, threads: str = "one", seed: int = 0) -> list[Forec
         factors[0] = 1  # the figure as it stands
         return figure.value * factors
 
-    def forecast(*facts: str, drawn: np.ndarray) -> Forecast:
-        low, high = np.quantile(drawn[1:], [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
-        return Forecast(*facts, float(drawn[0]), float(low), float(high))
+    def forecast(isa: str, model: str, label: str, over: str, drawn: np.ndarray) -> Forecast:
+        return Forecast(isa, threads, model, label, over, float(drawn[0]), *central(drawn[1:]))
 
     bandwidth = {key: draws(figure) for key, figure in machine.bandwidth_gbs[threads].items()}
     cores = machine.cores.value if threads == "all" else 1
@@ -293,11 +292,10 @@ def predict(machine: Machine, threads: str = "one", seed: int = 0) -> list[Forec
                 if core.keys() >= set(algorithm.passes)
             }
             for name, time in times.items():
-                found.append(forecast(isa, threads, model, name, "", drawn=1 / time))
+                found.append(forecast(isa, model, name, "", 1 / time))
             slower = {name: time for name, time in times.items() if name.startswith("three_pass")}
             if slower:
                 slower["three_pass"] = np.minimum.reduce(list(slower.values()))
             for name, time in slower.items() if "two_pass" in times else ():
-                ratio = time / times["two_pass"]
-                found.append(forecast(isa, threads, model, "two_pass", name, drawn=ratio))
+                found.append(forecast(isa, model, "two_pass", name, time / times["two_pass"]))
     return found

@@ -225,7 +225,7 @@ class Report:
             raise ReportError(f"it has schema version {version}; this reads {SCHEMA_VERSION}")
         try:
             series = tuple(
-                Series(**{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
+                Series(**entry | {key: tuple(entry[key]) for key in ("rounds", "seconds_per_call")})
                 for entry in record["series"]
             )
             kernels = {entry["label"]: Kernel(**entry) for entry in record["kernels"]}

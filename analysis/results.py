@@ -54,6 +54,18 @@ class Interval:
         return Interval(*(factor * v for v in (self.median, self.low, self.high, self.best)))
 
 
+def central(values: np.ndarray) -> tuple[float, float]:
+    """Where the central share `COVERAGE` of `values` begins and ends."""
+    low, high = np.quantile(values, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    return float(low), float(high)
+
+
+def resampled_medians(values: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The medians of `RESAMPLES` bootstrap samples."""
+    drawn = random.integers(values.size, size=(RESAMPLES, values.size))
+    return np.median(values[drawn], axis=1)
+
+
 def interval(values: Iterable[float], seed: int = 0) -> Interval:
     """The median of `values`, the percentile bootstrap interval of it, and the largest value.
 
@@ -65,10 +77,8 @@ def interval(values: Iterable[float], seed: int = 0) -> Interval:
     data = np.fromiter(values, float)
     if not data.size:
         raise ValueError("values is empty")
-    drawn = np.random.default_rng(seed).integers(data.size, size=(RESAMPLES, data.size))
-    medians = np.median(data[drawn], axis=1)
-    low, high = np.quantile(medians, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
-    return Interval(float(np.median(data)), float(low), float(high), float(data.max()))
+    medians = resampled_medians(data, np.random.default_rng(seed))
+    return Interval(float(np.median(data)), *central(medians), float(data.max()))
 
 
 def paired(first: Mapping[int, float], second: Mapping[int, float]) -> list[float]:
@@ -142,7 +152,8 @@ def verdict(
         return Verdict("mixed", f"{reached}; its in-core ceiling is not known")
     above = f"its in-core ceiling is {ceiling / rate:.2f} times the rate"
     if share >= REACHES_ROOF and ceiling >= HEADROOM * rate:
-        differ, agree = [], []
+        differ: list[str] = []
+        agree: list[str] = []
         for name, (other_rate, other_ceiling) in (others or {}).items():
             if not other_ceiling >= HEADROOM * rate:
                 continue  # arithmetic alone keeps that level below this rate, or it is unknown
@@ -378,7 +389,7 @@ def ceilings(report: Report) -> list[Ceiling]:
     return found
 
 
-def _setting(series: Series | Point) -> tuple:
+def _setting(series: Series | Point) -> tuple[str, str, int, int, str]:
     """What a pass and its roof have in common."""
     return (series.isa, series.dtype, series.threads, series.elements, series.level)
 
@@ -406,20 +417,20 @@ def _roof(point: Point, others: Iterable[Point], kernels: Mapping[str, Kernel]) 
 
 def _pass_results(report: Report, core: Mapping[tuple[str, str, str], float]) -> list[PassResult]:
     members = [s for s in report.select(part="passes") if s.level != "L1"]
-    points = {(s.label, *_setting(s)): _point(report, s) for s in members}
-    rounds = {(s.label, *_setting(s)): s.by_round() for s in members}
+    points = {(s.label, _setting(s)): _point(report, s) for s in members}
+    rounds = {(s.label, _setting(s)): s.by_round() for s in members}
 
     def ceiling(label: str, isa: str, dtype: str) -> float:
         # Non-temporal stores have no meaning in L1: the arithmetic is the ordinary case's.
         return core.get((label.removesuffix(" nt"), isa, dtype), math.nan)
 
     found = []
-    for (label, *setting), point in points.items():
+    for (label, setting), point in points.items():
         roof = _roof(point, points.values(), report.kernels)
         if roof is None:
             continue
-        theirs = rounds[roof.kernel.label, *_setting(roof)]
-        share = interval(paired(theirs, rounds[label, *setting]))
+        theirs = rounds[roof.kernel.label, _setting(roof)]
+        share = interval(paired(theirs, rounds[label, setting]))
         # Of times per call; the words are the same but for kernels of the user's.
         own = point.kernel.words() / roof.kernel.words()
         rate = point.elements_per_second.median
@@ -444,21 +455,20 @@ def _pass_results(report: Report, core: Mapping[tuple[str, str, str], float]) ->
 
 def _speed_ups(report: Report) -> list[SpeedUp]:
     members, kernels = report.select(part="algorithms"), report.kernels
-    rounds = {(s.label, *_setting(s)): (s, s.by_round()) for s in members}
+    rounds = {(s.label, _setting(s)): s.by_round() for s in members}
     found = []
-    for (label, *setting), (series, mine) in rounds.items():
+    for (label, setting), mine in rounds.items():
         if label not in ("two_pass", "two_pass nt", "two_pass_reload"):
             continue
         for over in ("three_pass_recompute", "three_pass_recompute nt", "three_pass_reload"):
-            theirs = rounds.get((over, *setting))
+            theirs = rounds.get((over, setting))
             if theirs is None or (over.endswith(" nt") and not label.endswith(" nt")):
                 continue
-            found.append(
-                SpeedUp(
-                    label, over, *_setting(series), interval(paired(theirs[1], mine)),
-                    *(kernels[over].words(a) / kernels[label].words(a) for a in (False, True)),
-                )
-            )  # fmt: skip
+            explicit, allocate = (
+                kernels[over].words(a) / kernels[label].words(a) for a in (False, True)
+            )
+            measured = interval(paired(theirs, mine))
+            found.append(SpeedUp(label, over, *setting, measured, explicit, allocate))
     return found
 
 

@@ -153,10 +153,10 @@ def _levels_answer(results: Results, chosen: Setting, other: str) -> str:
                 " noise, counts."
             )
         elif memory:
-            most = 100 * (max(map(_gap, memory.values())) - 1)
+            apart = 100 * (max(map(_gap, memory.values())) - 1)
             sentences.append(
-                f"Out of cache with {_with(threads)} the two agree within {most:.0f} %: memory, not"
-                " arithmetic, sets the pace."
+                f"Out of cache with {_with(threads)} the two agree within {apart:.0f} %: memory,"
+                " not arithmetic, sets the pace."
             )
     if not sentences:
         return ""
