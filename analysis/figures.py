@@ -1,65 +1,35 @@
 """The figures of a report. matplotlib is imported when the first one is drawn.
 
-All are narrow, so that their text is legible on a telephone, and wide ones only grow. Colours are
-Okabe and Ito's, which colour-blind readers can tell apart; markers and dashes say the same again.
+Colours tell kernels apart; markers and dashes say the same again.
 """
 
 import math
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from twopass.analysis.report import MEASURED, Report
+from twopass.analysis.drawing import (
+    DARK,
+    LIGHT,
+    NO_DATE,
+    PALETTE,
+    Theme,
+    cache_edges,
+    grid,
+    legend,
+    log_sizes,
+    plain_numbers,
+    rc_params,
+)
+from twopass.analysis.report import MEASURED, Report, passes_of
 from twopass.analysis.results import PassResult, Point, Results, SpeedUp
 from twopass.analysis.tables import LEVELS, Setting, passes_at, setting
-from twopass.analysis.text import size, threads_words
-from twopass.passes import ALGORITHMS, PASSES
+from twopass.analysis.text import threads_words
+from twopass.passes import PASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-#: Inches.
-_WIDTH = 5.0
-
-#: Okabe and Ito's palette without black and yellow.
-_PALETTE = {
-    "blue": "#0072b2", "vermillion": "#d55e00", "green": "#009e73", "purple": "#cc79a7",
-    "orange": "#e69f00", "sky": "#56b4e9",
-}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Theme:
-    """Colours. No two are the same, so that `page` can tell them apart.
-
-    Attributes
-    ----------
-    name : str
-    ink, muted, grid, paper : str
-        Text, what stands back, lines behind everything, what is behind text.
-    palette : dict of str to str
-    """
-
-    name: str
-    ink: str
-    muted: str
-    grid: str
-    paper: str
-    palette: dict[str, str] = field(default_factory=lambda: dict(_PALETTE))
-
-    def colours(self) -> dict[str, str]:
-        """All of them, by what they are for."""
-        found = asdict(self)
-        return {k: v for k, v in found.items() if k not in ("name", "palette")} | self.palette
-
-
-LIGHT = Theme("light", "#1b1f24", "#656d76", "#d8dee4", "#fefefe")
-DARK = Theme(
-    "dark", "#e6edf3", "#9aa4af", "#39424c", "#12161b",
-    _PALETTE | {"blue": "#3b9ddb", "vermillion": "#f07b2e", "green": "#1fbf92"},
-)  # fmt: skip
 
 #: Colour and marker of the passes: pairs tell apart what shares a roof.
 _PASS_STYLE = {
@@ -88,89 +58,12 @@ _ROOF_STYLE = {
     "read": ("blue", "-"), "copy": ("vermillion", "--"), "copy_nt": ("green", "-."),
     "update": ("purple", ":"),
 }  # fmt: skip
-_OTHERS = tuple(zip(_PALETTE, "osvD^P", strict=True))
+_OTHERS = tuple(zip(PALETTE, "osvD^P", strict=True))
 
 
 def _style(label: str, index: int = 0) -> tuple[str, str]:
     """Colour and marker; kernels of the user's take turns."""
     return _PASS_STYLE.get(label) or _OTHERS[index % len(_OTHERS)]
-
-
-# Drawing ----------------------------------------------------------------------------------------
-
-
-def _rc(theme: Theme) -> Any:
-    return {
-        "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "legend.fontsize": 9,
-        "xtick.labelsize": 9, "ytick.labelsize": 9, "axes.titleweight": "bold",
-        "axes.titlelocation": "left", "axes.spines.top": False, "axes.spines.right": False,
-        "text.color": theme.ink, "axes.labelcolor": theme.ink, "axes.titlecolor": theme.ink,
-        "axes.edgecolor": theme.muted, "xtick.color": theme.muted, "ytick.color": theme.muted,
-        "xtick.labelcolor": theme.ink, "ytick.labelcolor": theme.ink, "axes.grid": True,
-        "axes.grid.which": "major", "grid.color": theme.grid, "grid.linewidth": 0.7,
-        "axes.axisbelow": True, "axes.facecolor": "none", "figure.facecolor": "none",
-        "savefig.facecolor": "none", "legend.frameon": False, "lines.linewidth": 1.6,
-        "lines.markersize": 4.5, "legend.handlelength": 2.4, "svg.hashsalt": "twopass",
-        "xtick.minor.visible": False, "ytick.minor.visible": False,
-    }  # fmt: skip
-
-
-def _grid(
-    rows: int, columns: int, height: float, **options: Any
-) -> tuple["Figure", list[list["Axes"]]]:
-    """A figure of small ones; `height` in inches, of all of it."""
-    from matplotlib.figure import Figure
-
-    figure = Figure((_WIDTH, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
-    return figure, axes.tolist()
-
-
-def _legend(
-    figure: "Figure", axes: Iterable["Axes"], columns: int, order: Sequence[str] = ()
-) -> None:
-    """One legend for all, below; in the order of drawing unless another is given."""
-    found: dict[str, Any] = {}
-    for ax in axes:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    labels = [label for label in order or found if label in found]
-    handles = [found[label] for label in labels]
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
-
-
-def _log_sizes(ax: "Axes", values: Iterable[float], unit: str = "", steps: int = 4) -> None:
-    """A logarithmic axis of sizes, with about so many steps between ticks."""
-    ax.set_xscale("log", base=2)
-    exponents = [math.log2(value) for value in values]
-    low, high = math.floor(min(exponents)), math.ceil(max(exponents))
-    step = max(1, math.ceil((high - low) / steps))
-    ticks = [2.0**k for k in range(high, low - 1, -step)]
-    ax.set_xticks(ticks, [size(tick, unit) for tick in ticks])
-
-
-def _plain(axis: Any, subs: Sequence[int] = (1, 2, 5)) -> None:
-    """A logarithmic axis with numbers written out, 20 and 50 as well as 10 and 100."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
-
-    axis.set_major_locator(LogLocator(10, subs=subs))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-def _cache_edges(ax: "Axes", report: Report, bytes_each: float, theme: Theme, named: bool) -> None:
-    """Where the arrays outgrow the caches; `bytes_each` turns bytes into the axis' unit."""
-    low, high = ax.get_xlim()
-    for cache in report.environment.get("caches") or ():
-        place = cache["size_bytes"] / bytes_each
-        if not low < place < high:
-            continue
-        ax.axvline(place, color=theme.muted, linewidth=0.9, linestyle=(0, (1, 2)))
-        if named:
-            ax.annotate(
-                f"L{cache['level']}", (place, 1), (-2, -2), xycoords=("data", "axes fraction"),
-                textcoords="offset points", ha="right", va="top", color=theme.muted, fontsize=9,
-            )  # fmt: skip
 
 
 def _lines(points: Iterable[Point], **facts: Any) -> dict[str, list[Point]]:
@@ -184,7 +77,7 @@ def _lines(points: Iterable[Point], **facts: Any) -> dict[str, list[Point]]:
 
 def _counts(points: Iterable[Point | SpeedUp], chosen: Setting) -> list[int]:
     """One thread and all of them, of what was measured."""
-    found = sorted({p.threads for p in points if (p.isa, p.dtype) == (chosen.isa, chosen.dtype)})
+    found = sorted({p.threads for p in points if chosen.holds(p)})
     return list(dict.fromkeys(found[:1] + found[-1:]))
 
 
@@ -227,8 +120,8 @@ def _roofline_panel(ax: "Axes", members: Sequence[PassResult], theme: Theme) -> 
         )  # fmt: skip
     ax.set_xscale("log")
     ax.set_yscale("log")
-    _plain(ax.xaxis)
-    _plain(ax.yaxis, (1,))
+    plain_numbers(ax.xaxis)
+    plain_numbers(ax.yaxis, (1,))
 
 
 def _roofline(report: Report, results: Results, theme: Theme, threads: int) -> "Figure | None":
@@ -241,13 +134,13 @@ def _roofline(report: Report, results: Results, theme: Theme, threads: int) -> "
             found[level] = members
     if not found:
         return None
-    figure, axes = _grid(len(found), 1, 1.9 + 2.3 * len(found), sharex=True)
+    figure, axes = grid(len(found), 1, 1.9 + 2.3 * len(found), sharex=True)
     for (ax,), (level, members) in zip(axes, found.items(), strict=True):
         _roofline_panel(ax, members, theme)
         ax.set_title(f"{level}, {threads_words(threads)}")
         ax.set_ylabel("1e9 operations/s")
     axes[-1][0].set_xlabel("floating-point operations per byte (explicit)")
-    _legend(figure, (ax for (ax,) in axes), 2)
+    legend(figure, (ax for (ax,) in axes), 2)
     return figure
 
 
@@ -292,26 +185,23 @@ def bandwidth(report: Report, results: Results, theme: Theme) -> "Figure | None"
     """Bandwidth of each pass against the size of its arrays, with its roof."""
     chosen = setting(report)
     counts = _counts(results.sweep, chosen)
-    sweep = [
-        p for p in results.sweep
-        if (p.isa, p.dtype) == (chosen.isa, chosen.dtype) and p.threads in counts
-    ]  # fmt: skip
+    sweep = [p for p in results.sweep if chosen.holds(p) and p.threads in counts]
     labels = list(dict.fromkeys(p.kernel.label for p in sweep if p.kernel.roof))
     if not labels:
         return None
     rows = math.ceil(len(labels) / 2)
-    figure, axes = _grid(rows, 2, 0.9 + 1.45 * rows, sharex=True)
+    figure, axes = grid(rows, 2, 0.9 + 1.45 * rows, sharex=True)
     panels = [ax for row in axes for ax in row]
     footprints = [_footprint(p) for p in sweep]
     for index, (ax, label) in enumerate(zip(panels, labels, strict=False)):
         _bandwidth_panel(ax, sweep, label, theme)
-        _log_sizes(ax, footprints, "B", steps=3)
+        log_sizes(ax, footprints, "B", steps=3)
         ax.set_ylim(0, 1.25 * ax.get_ylim()[1])
         ax.set_title(label, fontsize=9, weight="normal")
         ax.set_title(
             report.kernels[label].roof, loc="right", fontsize=9, color=theme.muted, weight="normal"
         )
-        _cache_edges(ax, report, 1, theme, named=True)
+        cache_edges(ax, report, 1, theme, named=True)
         if index % 2 == 0:
             ax.set_ylabel("GB/s")
         if index >= len(labels) - 2:
@@ -324,7 +214,7 @@ def bandwidth(report: Report, results: Results, theme: Theme) -> "Figure | None"
 def _spare_legend(figure: "Figure", panels: Sequence["Axes"], used: int) -> None:
     """The legend, in the panel that is left over or else below."""
     if used == len(panels):
-        _legend(figure, panels, 2)
+        legend(figure, panels, 2)
         return
     panels[used].axis("off")
     panels[used].legend(*panels[0].get_legend_handles_labels(), loc="center")
@@ -336,7 +226,7 @@ def algorithms(report: Report, results: Results, theme: Theme) -> "Figure | None
     counts = _counts(results.algorithms, chosen)
     if not counts:
         return None
-    figure, axes = _grid(len(counts), 1, 1.2 + 2.3 * len(counts), sharex=True)
+    figure, axes = grid(len(counts), 1, 1.2 + 2.3 * len(counts), sharex=True)
     for (ax,), threads in zip(axes, counts, strict=True):
         lines = _lines(results.algorithms, threads=threads, **chosen.facts)
         for label, points in lines.items():
@@ -348,14 +238,14 @@ def algorithms(report: Report, results: Results, theme: Theme) -> "Figure | None
                 markersize=3.5, zorder=3 if label == "auto" else 2,
             )  # fmt: skip
         points = [p for members in lines.values() for p in members]
-        _log_sizes(ax, (p.elements for p in points))
+        log_sizes(ax, (p.elements for p in points))
         ax.set_ylim(bottom=0)
         ax.set_ylabel("1e9 elements per second")
         ax.set_title(threads_words(threads))
         # Input and output.
-        _cache_edges(ax, report, 2 * _itemsize(chosen), theme, named=True)
+        cache_edges(ax, report, 2 * chosen.itemsize, theme, named=True)
     axes[-1][0].set_xlabel("elements of the row")
-    _legend(figure, axes[0], 2)
+    legend(figure, axes[0], 2)
     return figure
 
 
@@ -386,33 +276,26 @@ def speed_up(report: Report, results: Results, theme: Theme) -> "Figure | None":
     chosen = setting(report)
     members = [
         s for s in results.speed_ups
-        if (s.isa, s.dtype) == (chosen.isa, chosen.dtype)
-        and (s.label, s.over) != ("two_pass nt", "three_pass_recompute")
+        if chosen.holds(s) and (s.label, s.over) != ("two_pass nt", "three_pass_recompute")
     ]  # fmt: skip
     labels = [name for name in ("two_pass", "two_pass nt") if name in {s.label for s in members}]
     if not labels:
         return None
     counts = _counts(members, chosen)
-    figure, axes = _grid(
-        len(labels), len(counts), 1.0 + 2.2 * len(labels), sharex=True, sharey=True
-    )
+    figure, axes = grid(len(labels), len(counts), 1.0 + 2.2 * len(labels), sharex=True, sharey=True)
     for row, label in zip(axes, labels, strict=True):
         for ax, threads in zip(row, counts, strict=True):
             found = [s for s in members if (s.label, s.threads) == (label, threads)]
             _speed_up_panel(ax, found, theme)
-            _log_sizes(ax, (s.elements for s in members), steps=3)
+            log_sizes(ax, (s.elements for s in members), steps=3)
             ax.set_title(f"{label}, {threads_words(threads)}")
             # Input and output.
-            _cache_edges(ax, report, 2 * _itemsize(chosen), theme, named=row is axes[0])
+            cache_edges(ax, report, 2 * chosen.itemsize, theme, named=row is axes[0])
         row[0].set_ylabel("times as fast")
     for ax in axes[-1]:
         ax.set_xlabel("elements of the row")
-    _legend(figure, axes[0], 2)
+    legend(figure, axes[0], 2)
     return figure
-
-
-def _itemsize(chosen: Setting) -> int:
-    return 4 if chosen.dtype == "float32" else 8
 
 
 #: What a pass does in an algorithm -> colour.
@@ -422,13 +305,13 @@ _ROLES = {
 }  # fmt: skip
 
 
-def _role(name: str) -> str:
-    entry = PASSES[name]
-    if name == "reduce_max":
+def _role(label: str) -> str:
+    entry = PASSES[label.removesuffix(" nt")]
+    if label == "reduce_max":
         return "maximum"
     if entry.in_place:
         return "rescale in place"
-    if name.startswith("reduce"):
+    if label.startswith("reduce"):
         return "sum and store" if entry.stores else "sum"
     return "write"
 
@@ -438,8 +321,8 @@ def _split_panel(ax: "Axes", split: dict[str, list[tuple[str, float]]], theme: T
     longest = max(sum(ns for _, ns in pieces) for pieces in split.values())
     for row, pieces in enumerate(split.values()):
         left = 0.0
-        for name, ns in pieces:
-            role = _role(name)
+        for label, ns in pieces:
+            role = _role(label)
             ax.barh(
                 row, ns, left=left, height=0.62, color=theme.palette[_ROLES[role]],
                 edgecolor=theme.paper, linewidth=1.2, label=role,
@@ -459,20 +342,21 @@ def _split_panel(ax: "Axes", split: dict[str, list[tuple[str, float]]], theme: T
 def time_split(report: Report, results: Results, theme: Theme) -> "Figure | None":
     """The time of each algorithm out of cache, by pass, and measured as a whole."""
     chosen = setting(report)
+    known = [kernel.label for kernel in MEASURED.values() if kernel.kind == "algorithm"]
     found = {}
     for threads in chosen.threads:
         passes = passes_at(results, chosen.isa, chosen.dtype, threads, "memory")
         split = {
-            label: [(name, _nanoseconds(passes[key])) for name, key in steps]
-            for label, steps in _steps().items()
-            if all(key in passes for _, key in steps)
+            algorithm: [(label, _nanoseconds(passes[label])) for label in passes_of(algorithm)]
+            for algorithm in known
+            if passes.keys() >= set(passes_of(algorithm))
         }
         if split:
             found[threads] = split
     if not found:
         return None
     rows = max(map(len, found.values()))
-    figure, axes = _grid(len(found), 1, 0.9 + len(found) * (0.5 + 0.3 * rows), sharex=True)
+    figure, axes = grid(len(found), 1, 0.9 + len(found) * (0.5 + 0.3 * rows), sharex=True)
     for (ax,), (threads, split) in zip(axes, found.items(), strict=True):
         _split_panel(ax, split, theme)
         ax.set_title(threads_words(threads))
@@ -484,22 +368,11 @@ def time_split(report: Report, results: Results, theme: Theme) -> "Figure | None
                 label="whole softmax, measured", zorder=4,
             )  # fmt: skip
     axes[-1][0].set_xlabel("ns per element")
-    _legend(figure, axes[0], 2, order=("whole softmax, measured", *_ROLES))
+    legend(figure, axes[0], 2, order=("whole softmax, measured", *_ROLES))
     return figure
 
 
-def _steps() -> dict[str, list[tuple[str, str]]]:
-    """Algorithm -> its passes, and their labels: the last one by the algorithm's kind of stores."""
-    found = {}
-    for kernel in MEASURED.values():
-        if kernel.kind == "algorithm":
-            *first, last = ALGORITHMS[kernel.label.removesuffix(" nt")].passes
-            ending = " nt" if kernel.nontemporal else ""
-            found[kernel.label] = [*((n, n) for n in first), (last, last + ending)]
-    return found
-
-
-def _nanoseconds(result: Any) -> float:
+def _nanoseconds(result: PassResult) -> float:
     return 1e9 / result.point.elements_per_second.median
 
 
@@ -514,14 +387,14 @@ def thread_scaling(report: Report, results: Results, theme: Theme) -> "Figure | 
     chosen = setting(report)
     by_threads: dict[str, list[Point]] = {}
     for point in sorted(results.threads, key=lambda p: p.threads):
-        if (point.isa, point.dtype) == (chosen.isa, chosen.dtype):
+        if chosen.holds(point):
             by_threads.setdefault(point.kernel.label, []).append(point)
     roofs = list(dict.fromkeys(p[0].kernel.roof for p in by_threads.values() if p[0].kernel.roof))
     roofs = [roof for roof in roofs if roof in by_threads]
     if not roofs:
         return None
     rows = math.ceil(len(roofs) / 2)
-    figure, axes = _grid(rows, 2, 0.6 + 2.9 * rows, sharex=True)
+    figure, axes = grid(rows, 2, 0.6 + 2.9 * rows, sharex=True)
     panels = [ax for row in axes for ax in row]
     for ax in panels[len(roofs) :]:
         ax.remove()
@@ -569,7 +442,7 @@ def libraries(report: Report, results: Results, theme: Theme) -> "Figure | None"
     if not counts:
         return None
     counts = list(dict.fromkeys([counts[0], counts[-1]]))
-    figure, axes = _grid(2, len(counts), 5.4, sharex=True, sharey="row")
+    figure, axes = grid(2, len(counts), 5.4, sharex=True, sharey="row")
     for column, threads in enumerate(counts):
         lines = _lines(results.libraries, threads=threads)
         for index, (label, points) in enumerate(lines.items()):
@@ -585,13 +458,13 @@ def libraries(report: Report, results: Results, theme: Theme) -> "Figure | None"
         axes[0][column].set_title(threads_words(threads))
         for row in range(2):
             axes[row][column].set_yscale("log")
-            _log_sizes(axes[row][column], (p.elements for p in results.libraries), steps=3)
+            log_sizes(axes[row][column], (p.elements for p in results.libraries), steps=3)
         axes[1][column].set_xlabel("elements of the row")
-    _plain(axes[0][0].yaxis, (1,))
-    _plain(axes[1][0].yaxis)
+    plain_numbers(axes[0][0].yaxis, (1,))
+    plain_numbers(axes[1][0].yaxis)
     axes[0][0].set_ylabel("ms per call")
     axes[1][0].set_ylabel("ns per element")
-    _legend(figure, axes[0], 3)
+    legend(figure, axes[0], 3)
     return figure
 
 
@@ -600,19 +473,16 @@ def prediction(report: Report, results: Results, theme: Theme) -> "Figure | None
     from twopass.analysis.model import predictions
 
     chosen = setting(report)
-    found = [
-        p for p in predictions(results)
-        if (p.isa, p.dtype) == (chosen.isa, chosen.dtype) and math.isfinite(p.sum_seconds)
-    ]  # fmt: skip
+    found = [p for p in predictions(results) if chosen.holds(p) and math.isfinite(p.sum_seconds)]
     if not found:
         return None
-    figure, axes = _grid(1, 2, 3.4, sharex=True, sharey=True)
+    figure, axes = grid(1, 2, 3.4, sharex=True, sharey=True)
     for ax, model in zip(axes[0], ("roofline", "sum"), strict=True):
         _prediction_panel(ax, found, f"{model}_seconds", theme)
         ax.set_title(f"{model} model")
         ax.set_xlabel("predicted, ns/element")
     axes[0][0].set_ylabel("measured, ns/element")
-    _legend(figure, axes[0], 3)
+    legend(figure, axes[0], 3)
     return figure
 
 
@@ -643,8 +513,8 @@ def _prediction_panel(ax: "Axes", found: Sequence[Any], attribute: str, theme: T
     )  # fmt: skip
     ax.set_xscale("log")
     ax.set_yscale("log")
-    _plain(ax.xaxis, (1, 3))
-    _plain(ax.yaxis, (1, 3))
+    plain_numbers(ax.xaxis, (1, 3))
+    plain_numbers(ax.yaxis, (1, 3))
 
 
 # All of them ------------------------------------------------------------------------------------
@@ -683,7 +553,7 @@ def all_figures(report: Report, results: Results, theme: Theme = LIGHT) -> "dict
     """
     import matplotlib
 
-    with matplotlib.rc_context(_rc(theme)):
+    with matplotlib.rc_context(rc_params(theme)):
         drawn = {name: draw(report, results, theme) for name, draw in FIGURES.items()}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -705,11 +575,7 @@ def save(report: Report, results: Results, folder: str | pathlib.Path) -> list[p
         for name, figure in all_figures(report, results, theme).items():
             for ending in ("png", "svg"):
                 path = folder / f"{name}-{theme.name}.{ending}"
-                with matplotlib.rc_context(_rc(theme)):
-                    figure.savefig(path, dpi=200, metadata=_NO_DATE if ending == "svg" else None)
+                with matplotlib.rc_context(rc_params(theme)):
+                    figure.savefig(path, dpi=200, metadata=NO_DATE if ending == "svg" else None)
                 written.append(path)
     return written
-
-
-#: The same report gives the same files.
-_NO_DATE = {"Date": None}

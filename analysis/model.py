@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from twopass.analysis.report import passes_of
 from twopass.analysis.results import PassResult, Point, Results, central
 from twopass.passes import ALGORITHMS, PASSES
 
@@ -86,13 +87,6 @@ def _pass_prediction(found: PassResult) -> Prediction:
     return _prediction(found.point, *(join(core, transfer) for join in MODELS.values()))
 
 
-def _passes_of(label: str) -> list[str]:
-    """The labels of an algorithm's passes; only the last one has non-temporal stores."""
-    name = label.removesuffix(" nt")
-    labels = list(ALGORITHMS[name].passes) if name in ALGORITHMS else []
-    return [*labels[:-1], labels[-1] + " nt"] if labels and name != label else labels
-
-
 def predictions(results: Results) -> list[Prediction]:
     """Every pass out of L1 that has a roof, then every algorithm out of cache whose passes do.
 
@@ -106,7 +100,7 @@ def predictions(results: Results) -> list[Prediction]:
 
     algorithms = []
     for point in results.algorithms:
-        keys = [(n, point.isa, point.dtype, point.threads) for n in _passes_of(point.kernel.label)]
+        keys = [(n, point.isa, point.dtype, point.threads) for n in passes_of(point.kernel.label)]
         if point.level == "memory" and keys and all(key in largest for key in keys):
             # The passes were timed at one size, the algorithms at several.
             scale = point.elements / largest[keys[0]].elements

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from twopass.analysis import show, tables, text, words
+from twopass.analysis.drawing import DARK, LIGHT, NO_DATE
 from twopass.analysis.report import Report
 from twopass.analysis.results import PassResult, Results
 from twopass.analysis.tables import LEVELS
@@ -154,12 +155,12 @@ def _svg(figure: "Figure") -> str:
     text = io.StringIO()
     # Text stays text: small, and found by a search.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "twopass"}):
-        figure.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
+        figure.savefig(text, format="svg", metadata=NO_DATE, transparent=True)
     return text.getvalue()
 
 
 def _figures(report: Report, results: Results) -> list[dict[str, str]]:
-    from twopass.analysis.figures import LIGHT, all_figures
+    from twopass.analysis.figures import all_figures
 
     found = []
     for name, figure in all_figures(report, results, LIGHT).items():
@@ -213,8 +214,6 @@ def render(report: Report, results: Results, *, plots: bool = True) -> str:
     ImportError
         jinja2 is not installed, or matplotlib for `plots`.
     """
-    from twopass.analysis.figures import DARK, LIGHT
-
     page = {
         "title": show.title(report),
         "report": report,

@@ -116,6 +116,16 @@ def _algorithm_kernels() -> list[Kernel]:
 MEASURED = {k.label: k for k in (*_pass_kernels(), *_roof_kernels(), *_algorithm_kernels())}
 
 
+def passes_of(label: str) -> list[str]:
+    """The labels of an algorithm's passes, only the last of which has non-temporal stores.
+
+    Empty for what is no algorithm of the table, as ``"auto"``.
+    """
+    name = label.removesuffix(" nt")
+    labels = list(ALGORITHMS[name].passes) if name in ALGORITHMS else []
+    return [*labels[:-1], labels[-1] + " nt"] if labels and name != label else labels
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
     """The samples of one kernel, at one size, in one setting.

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from twopass.analysis.model import Prediction, accuracy, predictions
 from twopass.analysis.paper import paper_table as paper_rows
 from twopass.analysis.report import Report
@@ -30,6 +32,15 @@ class Setting:
     def facts(self) -> dict[str, str]:
         """For selecting."""
         return {"isa": self.isa, "dtype": self.dtype}
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return np.dtype(self.dtype).itemsize
+
+    def holds(self, found: Any) -> bool:
+        """Whether `found`, anything with a CPU level and a dtype, belongs here."""
+        return (found.isa, found.dtype) == (self.isa, self.dtype)
 
 
 def setting(report: Report) -> Setting:
@@ -130,13 +141,10 @@ def passes_table(
 def roofs_table(report: Report, results: Results) -> Table:
     """What the machine reaches by access pattern, level and thread count, both conventions."""
     chosen = setting(report)
-    core = {
-        c.label: c.elements_per_second for c in results.ceilings
-        if (c.isa, c.dtype) == (chosen.isa, chosen.dtype)
-    }  # fmt: skip
+    core = {c.label: c.elements_per_second for c in results.ceilings if chosen.holds(c)}
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for point in sorted(results.roofs, key=lambda p: p.elements):
-        if (point.isa, point.dtype) == (chosen.isa, chosen.dtype) and point.level != "L1":
+        if chosen.holds(point) and point.level != "L1":
             found.setdefault((point.kernel.label, point.threads), {})[point.level] = point
     rows = []
     for (label, threads), levels in sorted(found.items(), key=lambda item: item[0][1]):
@@ -200,10 +208,7 @@ def ceilings_table(report: Report, results: Results) -> Table:
 def algorithms_table(report: Report, results: Results) -> Table:
     """The algorithms of softmax over the longest row."""
     chosen = setting(report)
-    members = [
-        p for p in results.algorithms
-        if (p.isa, p.dtype, p.level) == (chosen.isa, chosen.dtype, "memory")
-    ]  # fmt: skip
+    members = [p for p in results.algorithms if chosen.holds(p) and p.level == "memory"]
     longest = max((p.elements for p in members), default=0)
     footnotes = Footnotes()
     rows = []
@@ -320,10 +325,7 @@ def accuracy_table(results: Results) -> Table:
 def predictions_table(report: Report, results: Results) -> Table:
     """Predicted and measured times out of cache, in the setting of the summaries."""
     chosen = setting(report)
-    members = [
-        p for p in predictions(results)
-        if (p.isa, p.dtype, p.level) == (chosen.isa, chosen.dtype, "memory")
-    ]  # fmt: skip
+    members = [p for p in predictions(results) if chosen.holds(p) and p.level == "memory"]
     longest = max((p.elements for p in members), default=0)
 
     def nanoseconds(seconds: float) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from twopass.analysis import model, paper
 from twopass.analysis.model import Figure, Machine, Prediction
-from twopass.analysis.report import MEASURED, Report, Series
+from twopass.analysis.report import MEASURED, Report, Series, passes_of
 from twopass.analysis.results import roofline
 from twopass.passes import ALGORITHMS, PASSES
 
@@ -49,7 +49,7 @@ def made_up(slower=1.0, without=(), labels=None, **facts):
                     series(label, core(label), size=size, level="L1", overhead=1e-6, **facts)
                 )
     for name in ("two_pass", "two_pass nt", "three_pass_recompute", "three_pass_reload"):
-        time = slower * sum(predicted(p)[0] for p in model._passes_of(name))
+        time = slower * sum(predicted(p)[0] for p in passes_of(name))
         found.append(series(name, time, part="algorithms", **facts))
     return Report({}, {}, tuple(s for s in found if (s.label, s.level) not in without))
 
@@ -82,14 +82,14 @@ def test_passes(label):
     ],
 )
 def test_passes_of(label, passes):
-    assert model._passes_of(label) == passes
+    assert passes_of(label) == passes
 
 
 @pytest.mark.parametrize("label", ["two_pass", "two_pass nt", "three_pass_reload"])
 def test_algorithms(label):
     """An algorithm takes its passes' times, the last one's with non-temporal stores where named."""
     one = found(made_up())[label]
-    times = [predicted(p) for p in model._passes_of(label)]
+    times = [predicted(p) for p in passes_of(label)]
     expected = [1e-9 * SIZE * sum(column) for column in zip(*times, strict=True)]
     assert [one.roofline_seconds, one.sum_seconds] == pytest.approx(expected)
     assert one.kind == "algorithm"
