@@ -12,7 +12,7 @@ from typing import NoReturn
 import twopass
 from twopass import isa
 from twopass._machine import cpu_budget
-from twopass.analysis import contest, experiments, libraries, model, peers, show, words
+from twopass.analysis import contest, experiments, libraries, model, peers, running, show, words
 from twopass.analysis.machine import environment
 from twopass.analysis.progress import Watch, progress
 from twopass.analysis.report import FILE_NAME, SCHEMA_VERSION, Report, dumps
@@ -341,7 +341,7 @@ def _measure(
     more: Callable[[Report, Watch], Report] = lambda report, watch: report,
 ) -> Report:  # fmt: skip
     with progress() as watch:
-        report = experiments.run(settings, command=command, watch=watch)
+        report = running.run(settings, command=command, watch=watch)
         if not report.partial:
             try:
                 report = more(report, watch)
@@ -387,7 +387,7 @@ def _with_traffic(report: Report, watch: Watch) -> Report:
     found = dict(report.environment)
     present, reason = counters.available()
     if present:
-        found["events"] = experiments.count_events(EVENTS_ELEMENTS)
+        found["events"] = running.count_events(EVENTS_ELEMENTS)
         found["events_elements"] = EVENTS_ELEMENTS
     else:
         found["hardware_counters"] = reason

@@ -21,7 +21,7 @@ from twopass.analysis.drawing import (
     plain_numbers,
     rc_params,
 )
-from twopass.analysis.report import MEASURED, Report, passes_of
+from twopass.analysis.report import Report, labels_of, passes_of
 from twopass.analysis.results import PassResult, Point, Results, SpeedUp
 from twopass.analysis.tables import LEVELS, Setting, passes_at, setting
 from twopass.analysis.text import threads_words
@@ -342,13 +342,12 @@ def _split_panel(ax: "Axes", split: dict[str, list[tuple[str, float]]], theme: T
 def time_split(report: Report, results: Results, theme: Theme) -> "Figure | None":
     """The time of each algorithm out of cache, by pass, and measured as a whole."""
     chosen = setting(report)
-    known = [kernel.label for kernel in MEASURED.values() if kernel.kind == "algorithm"]
     found = {}
     for threads in chosen.threads:
         passes = passes_at(results, chosen.isa, chosen.dtype, threads, "memory")
         split = {
             algorithm: [(label, _nanoseconds(passes[label])) for label in passes_of(algorithm)]
-            for algorithm in known
+            for algorithm in labels_of("algorithm")
             if passes.keys() >= set(passes_of(algorithm))
         }
         if split:

@@ -116,6 +116,11 @@ def _algorithm_kernels() -> list[Kernel]:
 MEASURED = {k.label: k for k in (*_pass_kernels(), *_roof_kernels(), *_algorithm_kernels())}
 
 
+def labels_of(kind: str) -> tuple[str, ...]:
+    """The labels of what is measured of a kind: ``"pass"``, ``"roof"`` or ``"algorithm"``."""
+    return tuple(kernel.label for kernel in MEASURED.values() if kernel.kind == kind)
+
+
 def passes_of(label: str) -> list[str]:
     """The labels of an algorithm's passes, only the last of which has non-temporal stores.
 

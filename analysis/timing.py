@@ -103,9 +103,14 @@ def interleaved(
 
 
 def written_normals(elements: int, dtype: str, seed: int) -> np.ndarray:
-    """Standard normal numbers, in pages of their own: what was never written is one zero page."""
-    block = np.random.default_rng(seed).standard_normal(min(elements, 1 << 20)).astype(dtype)
+    """A new array of standard normal numbers."""
     x = np.empty(elements, dtype)
-    for start in range(0, elements, block.size):
-        x[start : start + block.size] = block[: elements - start]
+    write_normals(x, seed)
     return x
+
+
+def write_normals(x: np.ndarray, seed: int) -> None:
+    """Fill `x` with standard normal numbers: what was never written is one shared zero page."""
+    block = np.random.default_rng(seed).standard_normal(min(x.size, 1 << 20)).astype(x.dtype)
+    for start in range(0, x.size, block.size):
+        x[start : start + block.size] = block[: x.size - start]

@@ -3,7 +3,7 @@
 import math
 import random
 
-from twopass.analysis.report import MEASURED, Kernel, Report, Series
+from twopass.analysis.report import MEASURED, Kernel, Report, Series, labels_of
 from twopass.passes import ALGORITHMS, PASSES
 
 PARTS = ("passes", "sweep", "algorithms", "threads", "libraries")
@@ -175,9 +175,8 @@ class Machine:
 
     def part(self, part, isa, dtypes, threads, sizes) -> list[Series]:
         """All series of a part."""
-        kinds = {kind: [k.label for k in MEASURED.values() if k.kind == kind]
-                 for kind in ("pass", "roof", "algorithm")}  # fmt: skip
-        kernels, matching = kinds["pass"] + kinds["roof"], ["read", "copy", "copy_nt", "update"]
+        passes, roofs, algorithms = map(labels_of, ("pass", "roof", "algorithm"))
+        kernels, matching = passes + roofs, ("read", "copy", "copy_nt", "update")
         made = []
 
         def add(labels, isa, dtype, count, elements, level):
@@ -187,12 +186,12 @@ class Machine:
             level = level_of(8 * size)
             for count in threads:
                 if part == "sweep":
-                    add(kinds["pass"] + matching, isa[0], dtypes[0], count, size, level)
+                    add(passes + matching, isa[0], dtypes[0], count, size, level)
                 elif part == "libraries" and size >= 1024:
                     add(LIBRARIES, isa[0], dtypes[0], count, size, level)
                 elif part == "algorithms":
                     for cpu in isa:
-                        add([*kinds["algorithm"], "auto"], cpu, dtypes[0], count, size, level)
+                        add([*algorithms, "auto"], cpu, dtypes[0], count, size, level)
         if part == "threads":
             for count in threads:
                 size = MEMORY_BYTES // 4

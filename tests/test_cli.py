@@ -8,7 +8,7 @@ import made_up
 import pytest
 
 from twopass import isa
-from twopass.analysis import cli, experiments, machine, model, peers, progress, report
+from twopass.analysis import cli, experiments, machine, model, peers, progress, report, running
 from twopass.analysis.report import Report
 from twopass.passes import ALGORITHMS, PASSES
 
@@ -114,13 +114,13 @@ def test_full_run(capsys, in_folder, monkeypatch):
 
 def test_interrupted(capsys, in_folder, monkeypatch):
     """Ctrl-C keeps what was measured, says so, and has the shell's exit status."""
-    original = experiments.run
+    original = running.run
 
     def interrupted(settings, **options):
         found = original(settings, **options)
         return found.extended((), partial=True)
 
-    monkeypatch.setattr(experiments, "run", interrupted)
+    monkeypatch.setattr(running, "run", interrupted)
     status, out, _ = run(capsys, "--quick", "--output", "out", "--no-plots", *TINY)
     assert status == 130
     assert Report.load(in_folder / "out" / "report.json").partial

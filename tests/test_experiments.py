@@ -11,9 +11,10 @@ import pytest
 import twopass
 from twopass import analysis, isa
 from twopass._machine import Machine
-from twopass.analysis import counters, experiments
-from twopass.analysis.experiments import Arrays, Group, Settings
-from twopass.analysis.report import MEASURED
+from twopass.analysis import calls, counters, experiments, running
+from twopass.analysis.calls import Arrays
+from twopass.analysis.experiments import Group, Settings
+from twopass.analysis.report import MEASURED, labels_of
 from twopass.passes import ALGORITHMS, PASSES
 from twopass.stream import KERNELS
 
@@ -153,15 +154,13 @@ def test_arrays_are_placed(dtype):
 
 def call(label, arrays, group):
     """Run what would be timed once."""
-    timed = experiments._timed(label, arrays, group, {})
+    timed = calls.prepared(label, arrays, group, {})
     with timed.around():
         return timed.call()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize(
-    "label", [k.label for k in MEASURED.values() if k.kind == "pass"], ids=str
-)  # fmt: skip
+@pytest.mark.parametrize("label", labels_of("pass"))
 def test_timed_passes_compute(label, dtype):
     """What is timed computes what the public pass computes; in place it changes nothing."""
     arrays = Arrays(5000, dtype, 0)
@@ -183,9 +182,7 @@ def test_timed_passes_compute(label, dtype):
             assert (arrays.out != before).all()
 
 
-@pytest.mark.parametrize(
-    "label", [*(k.label for k in MEASURED.values() if k.kind == "algorithm"), "auto"]
-)
+@pytest.mark.parametrize("label", [*labels_of("algorithm"), "auto"])
 def test_timed_algorithms_compute(label):
     """Every algorithm that is timed gives softmax's bits, at every CPU level, on two threads."""
     arrays = Arrays(40_000, "float32", 0)
@@ -220,13 +217,13 @@ def test_roofs_are_validated(label, monkeypatch):
     """A roof that does not do its work is noticed before it is timed."""
     arrays = Arrays(5000, "float32", 0)
     group = Group("passes", (label,), isa.active(), "float32", 1, 5000, "L2")
-    experiments._timed(label, arrays, group, {})
+    calls.prepared(label, arrays, group, {})
     if label == "update":
         return  # by 1: nothing would show
     arrays.out.fill(7)
-    monkeypatch.setattr(experiments, "_roof_call", lambda *facts: lambda: 123.0)
+    monkeypatch.setattr(calls, "_roof_call", lambda *facts: lambda: 123.0)
     with pytest.raises(RuntimeError, match=f"the roof '{label}' gave a wrong result"):
-        experiments._timed(label, arrays, group, {})
+        calls.prepared(label, arrays, group, {})
 
 
 # Running ----------------------------------------------------------------------------------------
@@ -236,7 +233,7 @@ def test_run():
     """Every label of every group has a sample in every round; the progress only grows."""
     told = []
     settings = tiny(parts=experiments.PARTS)
-    report = experiments.run(settings, watch=lambda *news: told.append(news))
+    report = running.run(settings, watch=lambda *news: told.append(news))
     assert not report.partial
     wanted = {
         (label, g.part, g.isa, g.dtype, g.threads, g.elements, g.level)
@@ -262,7 +259,7 @@ def test_interrupted_run():
         if seen == 30:
             raise KeyboardInterrupt
 
-    report = experiments.run(tiny(), watch=watch)
+    report = running.run(tiny(), watch=watch)
     assert report.partial
     assert 0 < len(report.series) <= 30
     analysis.roofline(report)
@@ -318,8 +315,8 @@ def test_count_events():
     available, reason = counters.available(("page-faults",))
     if not available:
         pytest.skip(reason)
-    found = experiments.count_events(5000, events=("page-faults",))
-    assert found.keys() == {k.label for k in MEASURED.values() if k.kind == "pass"}
+    found = running.count_events(5000, events=("page-faults",))
+    assert found.keys() == set(labels_of("pass"))
     assert all(events.keys() == {"page-faults"} for events in found.values())
 
 
