@@ -216,10 +216,36 @@ def test_torch_negated_views(torch):
     _same(twopass.softmax(x), expected, torch.Tensor)
 
 
+def test_torch_bfloat16(torch):
+    """NumPy has no bfloat16; tensors are read in place, written, and returned all the same."""
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    x = torch.linspace(-3, 3, 300).reshape(10, 30).bfloat16()
+    before = x.clone()
+    expected = twopass.softmax(x.float().numpy(), axis=1).astype(ml_dtypes.bfloat16)
+    out = torch.empty_like(x)
+    assert twopass.softmax(x, axis=1, out=out) is out
+    for result in (out, twopass.softmax(x, axis=1), twopass.softmax(x.T, axis=0).T):
+        assert result.dtype == torch.bfloat16
+        np.testing.assert_array_equal(result.view(torch.int16).numpy(), expected.view("i2"))
+    assert torch.equal(x, before)
+    assert twopass.logsumexp(x, axis=1).dtype == torch.bfloat16
+
+
+def test_jax_bfloat16():
+    """JAX's bfloat16 arrays."""
+    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    x = jax.numpy.linspace(-3, 3, 300).reshape(10, 30).astype(jax.numpy.bfloat16)
+    result = twopass.softmax(x, axis=1)
+    assert isinstance(result, jax.Array)
+    assert result.dtype == jax.numpy.bfloat16
+    expected = twopass.softmax(np.asarray(x.astype("float32")), axis=1)
+    np.testing.assert_array_equal(np.asarray(result), expected.astype(np.asarray(result).dtype))
+
+
 def test_torch_unreadable(torch):
-    """bfloat16, sparse and abstract tensors: a TypeError with the reason."""
+    """Sparse and abstract tensors: a TypeError with the reason."""
     x = torch.zeros(3)
-    for value in (x.bfloat16(), x.to_sparse(), x.to("meta")):
+    for value in (x.to_sparse(), x.to("meta")):
         with pytest.raises(TypeError, match=r"x of type Tensor and dtype .* cannot be read"):
             twopass.softmax(value)
 

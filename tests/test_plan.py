@@ -180,7 +180,7 @@ def test_plan_for_arrays():
     assert twopass.plan((10, 20, 30), "f8", 1).layout == "columns"
     assert twopass.plan((10, 20, 30), "f8", (1, 2)).layout == "rows"
     assert twopass.plan((10, 20, 3), "f8", 1).layout == "rows"
-    assert twopass.plan((100, 200), "i4", 0).layout == "rows"
+    assert twopass.plan((100, 200), "i4", 0).layout == "columns"
     assert twopass.plan((), "f4").n_threads == 1
     assert twopass.plan(5).function == "softmax"
     assert twopass.plan((1, 1 << 30), "f4", 1, in_place=True).nontemporal is False

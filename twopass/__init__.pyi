@@ -16,6 +16,7 @@ _Axis = int | tuple[int, ...] | None
 _Algorithm = Literal[
     "auto", "two_pass", "two_pass_reload", "three_pass_recompute", "three_pass_reload"
 ]
+_AllMasked = Literal["nan", "zero"]
 _Reduction = Literal["mean", "sum", "none"]
 _Function = Literal["softmax", "log_softmax", "logsumexp"]
 
@@ -23,6 +24,9 @@ def softmax(
     x: ArrayLike,
     axis: _Axis = None,
     *,
+    scale: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    all_masked: _AllMasked = "nan",
     out: NDArray[Any] | None = None,
     algorithm: _Algorithm = "auto",
     n_threads: int | None = None,
@@ -31,6 +35,9 @@ def log_softmax(
     x: ArrayLike,
     axis: _Axis = None,
     *,
+    scale: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    all_masked: _AllMasked = "nan",
     out: NDArray[Any] | None = None,
     n_threads: int | None = None,
 ) -> NDArray[Any]: ...
@@ -42,6 +49,8 @@ def logsumexp(
     keepdims: bool = False,
     return_sign: Literal[False] = False,
     *,
+    scale: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     n_threads: int | None = None,
 ) -> NDArray[Any] | np.floating[Any]: ...
@@ -53,6 +62,8 @@ def logsumexp(
     keepdims: bool = False,
     *,
     return_sign: Literal[True],
+    scale: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     n_threads: int | None = None,
 ) -> tuple[NDArray[Any] | np.floating[Any], NDArray[Any] | np.floating[Any]]: ...
@@ -115,6 +126,7 @@ def plan(
     algorithm: _Algorithm = "auto",
     n_threads: int | None = None,
     in_place: bool = False,
+    masked: bool = False,
 ) -> Plan: ...
 def build_config() -> dict[str, Any]: ...
 def show_config() -> None: ...

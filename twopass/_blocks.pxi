@@ -6,7 +6,8 @@
 # b. Two speeds.  The fast loops take the range of the exponents for granted, watch it, and return
 #    False when it was left; the caller then repeats the block, still in L1, with the careful loop,
 #    which clamps and flushes.  Where both are right they give the same bits.
-# c. Contract: n >= 1, x and y do not overlap, nothing is validated, nothing can fail.
+# c. A scale multiplies x.  It is positive; 0 stands for none, which spares a multiplication.
+# d. Contract: n >= 1, x and y do not overlap, nothing is validated, nothing can fail.
 #
 # The output of a fast loop that returned False is garbage.
 
@@ -27,7 +28,8 @@ cdef enum:
     WINDOW_F32 = 8
     WINDOW_F64 = 150
     # |x * log2 e| beyond which a row takes three passes. Correctness: there the magic number ends
-    # to round, and without fma the product of n and ln 2's high part (13 digits) to be exact.
+    # to round, and without fma, or with a scale, the product of n and ln 2's high part (13
+    # digits) to be exact.
     EXPONENT_LIMIT = 0x200000
     EXPONENT_LIMIT_F32_UNFUSED = 0x7F0
 
@@ -64,9 +66,9 @@ cdef inline int window(const real *unused) noexcept nogil:
         return WINDOW_F64
 
 
-cdef inline int exponent_limit(const real *unused) noexcept nogil:
+cdef inline int exponent_limit(real scale) noexcept nogil:
     if real is float:
-        return EXPONENT_LIMIT if TWOPASS_HAS_FMA else EXPONENT_LIMIT_F32_UNFUSED
+        return EXPONENT_LIMIT if TWOPASS_HAS_FMA and scale == 0 else EXPONENT_LIMIT_F32_UNFUSED
     else:
         return EXPONENT_LIMIT
 
@@ -177,20 +179,20 @@ cdef inline real times_pair(real value, real factor, real factor_low) noexcept n
 
 
 cdef inline void segment(
-    const real *x, real *to, Py_ssize_t n, real magic, bint scaled, real factor, real factor_low,
-    bits *low, bits *high
+    const real *x, real *to, Py_ssize_t n, real magic, bint scaling, real scale, bint mapping,
+    real factor, real factor_low, bits *low, bits *high
 ) noexcept nogil:
-    """to = term(x), times the factor where `scaled`; the range of the rounded() values."""
+    """to = term(x), times the factor where `mapping`; the range of the rounded() values."""
     cdef Py_ssize_t j
     cdef real t, p
     cdef bits i, least = low[0], most = high[0]
     for j in range(n):
-        t = rounded(x[j], magic)
+        t = rounded_at(x[j], magic, scaling, scale)
         i = bits_of(t, least)
         least = i if i < least else least
         most = i if i > most else most
-        p = mantissa(x[j], t - magic)
-        if scaled:
+        p = mantissa_at(x[j], t - magic, scaling, scale)
+        if mapping:
             p = times_pair(p, factor, factor_low)
         to[j] = times_power(p, t)
     low[0] = least
@@ -209,7 +211,8 @@ cdef inline void add_lanes(
 
 
 cdef inline void sum_steps(
-    const real *x, Py_ssize_t n, real magic, bits *low, bits *high, double *total, double *error
+    const real *x, Py_ssize_t n, real magic, bint scaling, real scale, bits *low, bits *high,
+    double *total, double *error
 ) noexcept nogil:
     """Add the terms of n elements, a whole number of steps, to the lanes' totals, and keep none.
 
@@ -231,8 +234,8 @@ cdef inline void sum_steps(
     while k < n:
         prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, STEP * sizeof(real))
         for j in range(LANES):
-            t = rounded(x[k + j], magic)
-            u = rounded(x[k + LANES + j], magic)
+            t = rounded_at(x[k + j], magic, scaling, scale)
+            u = rounded_at(x[k + LANES + j], magic, scaling, scale)
             a = bits_of(t, least[j])
             b = bits_of(u, least[j])
             least[j] = a if a < least[j] else least[j]
@@ -241,8 +244,8 @@ cdef inline void sum_steps(
             most[j] = b if b > most[j] else most[j]
             accumulate(
                 &sums[j], &errors[j],
-                times_power(mantissa(x[k + j], t - magic), t)
-                + times_power(mantissa(x[k + LANES + j], u - magic), u))
+                times_power(mantissa_at(x[k + j], t - magic, scaling, scale), t)
+                + times_power(mantissa_at(x[k + LANES + j], u - magic, scaling, scale), u))
         k += STEP
     for j in range(LANES):
         low[0] = least[j] if least[j] < low[0] else low[0]
@@ -273,35 +276,37 @@ cdef inline void unpad_step(real *pad, Py_ssize_t n, real *to) noexcept nogil:
 
 
 cdef inline void block_segments(
-    const real *x, real *to, Py_ssize_t n, real magic, bint scaled, real factor, real factor_low,
-    bits *low, bits *high, double *total, double *error
+    const real *x, real *to, Py_ssize_t n, real magic, bint scaling, real scale, bint mapping,
+    real factor, real factor_low, bits *low, bits *high, double *total, double *error
 ) noexcept nogil:
-    """The terms go to `to` unless that is NULL, and to the totals unless `scaled`."""
+    """The terms go to `to` unless that is NULL, and to the totals unless `mapping`."""
     cdef real pad[STEP]
     cdef real padded[STEP]
     cdef Py_ssize_t k = 0, count, whole = n // STEP * STEP
     if to == NULL:
-        sum_steps(x, whole, magic, low, high, total, error)
+        sum_steps(x, whole, magic, scaling, scale, low, high, total, error)
         k = whole
     while k < whole:
         count = whole - k if whole - k < SEGMENT else SEGMENT
         prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, count * sizeof(real))
-        segment(x + k, to + k, count, magic, scaled, factor, factor_low, low, high)
-        if not scaled:
+        segment(
+            x + k, to + k, count, magic, scaling, scale, mapping, factor, factor_low, low, high)
+        if not mapping:
             add_lanes(<const real *> (to + k), count, total, error)
         k += count
     if k < n:
         pad_step(x + k, n - k, pad)
         segment(
-            <const real *> pad, padded, STEP, magic, scaled, factor, factor_low, low, high)
+            <const real *> pad, padded, STEP, magic, scaling, scale, mapping, factor, factor_low,
+            low, high)
         unpad_step(padded, n - k, to + k if to != NULL else NULL)
-        if not scaled:
+        if not mapping:
             add_lanes(<const real *> padded, STEP, total, error)
 
 
 cdef inline bint block_in_range(
-    const real *x, real *to, Py_ssize_t n, double ref, bint scaled, real factor, real factor_low,
-    Sum *out
+    const real *x, real *to, Py_ssize_t n, double ref, bint scaling, real scale, bint mapping,
+    real factor, real factor_low, Sum *out
 ) noexcept nogil:
     cdef double total[LANES]
     cdef double error[LANES]
@@ -311,7 +316,7 @@ cdef inline bint block_in_range(
     cdef real magic, zero, t
     set_magic(ref, &magic)
     set_magic(0, &zero)
-    t = rounded(x[0], magic)
+    t = rounded_at(x[0], magic, scaling, scale)
     for j in range(LANES):
         total[j] = 0
         error[j] = 0
@@ -319,15 +324,17 @@ cdef inline bint block_in_range(
         low32 = bits_of(t, low32)
         high32 = low32
         block_segments(
-            x, to, n, magic, scaled, factor, factor_low, &low32, &high32, total, error)
+            x, to, n, magic, scaling, scale, mapping, factor, factor_low, &low32, &high32, total,
+            error)
         memcpy(&t, &high32, 4)
     else:
         low64 = bits_of(t, low64)
         high64 = low64
         block_segments(
-            x, to, n, magic, scaled, factor, factor_low, &low64, &high64, total, error)
+            x, to, n, magic, scaling, scale, mapping, factor, factor_low, &low64, &high64, total,
+            error)
         memcpy(&t, &high64, 8)
-    if not scaled:
+    if not mapping:
         collapse(total, error, sizeof(real) == 8, out)
         out.exponent = ref
         out.top = <double> (t - magic)
@@ -340,34 +347,44 @@ cdef inline bint block_in_range(
 
 
 cdef bint block_terms(
-    const real *x, real *terms, Py_ssize_t n, double ref, Sum *out
+    const real *x, real *terms, Py_ssize_t n, double ref, real scale, Sum *out
 ) noexcept nogil:
     """Sum of term(x); the terms are kept in `terms` unless that is NULL.  False: not in range."""
-    return block_in_range(x, terms, n, ref, False, <real> 1, <real> 0, out)
+    if scale == 0:
+        return block_in_range(x, terms, n, ref, False, scale, False, <real> 1, <real> 0, out)
+    return block_in_range(x, terms, n, ref, True, scale, False, <real> 1, <real> 0, out)
 
 
 cdef bint block_map(
-    const real *x, real *y, Py_ssize_t n, double exponent, real inverse, real inverse_low
+    const real *x, real *y, Py_ssize_t n, double exponent, real scale, real inverse,
+    real inverse_low
 ) noexcept nogil:
     """y = exp(x) * 2**-exponent * inverse.  False: some y is not in range."""
-    return block_in_range(x, y, n, exponent, True, inverse, inverse_low, <Sum *> NULL)
+    if scale == 0:
+        return block_in_range(
+            x, y, n, exponent, False, scale, True, inverse, inverse_low, <Sum *> NULL)
+    return block_in_range(x, y, n, exponent, True, scale, True, inverse, inverse_low, <Sum *> NULL)
 
 
 # Any terms --------------------------------------------------------------------------------------
 
-cdef inline real clamped_term(real x, real shift, real floor, real magic) noexcept nogil:
+cdef inline real clamped_term(
+    real x, real shift, real floor, real magic, bint scaling, real scale
+) noexcept nogil:
     """term(x - shift), 0 below the floor; NaN stays NaN, which it need not in term()."""
     cdef real d = x - shift
-    cdef real e = floor if d < floor else d
-    cdef real t = rounded(e, magic)
-    cdef real v = mantissa(e, t - magic) * times_power(<real> 1, t)
-    return 0 if d < floor else v
+    cdef real product = d * scale if scaling else d
+    cdef real safe = 0 if scaling else floor
+    cdef real e = safe if product < floor else d
+    cdef real t = rounded_at(e, magic, scaling, scale)
+    cdef real v = mantissa_at(e, t - magic, scaling, scale) * times_power(<real> 1, t)
+    return 0 if product < floor else v
 
 
-cdef void block_clamped_terms(
-    const real *x, real *terms, Py_ssize_t n, double ref, real shift, Sum *out
+cdef inline void block_clamped_terms_at(
+    const real *x, real *terms, Py_ssize_t n, double ref, bint scaling, real scale, real shift,
+    Sum *out
 ) noexcept nogil:
-    """Sum of term(x - shift), terms far below the reference 0.  Kept unless `terms` is NULL."""
     cdef double total[LANES]
     cdef double error[LANES]
     cdef real buffer[SEGMENT]
@@ -386,17 +403,27 @@ cdef void block_clamped_terms(
         prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, count * sizeof(real))
         to = terms + k if terms != NULL else buffer
         for j in range(count):
-            to[j] = clamped_term(x[k + j], shift, floor, magic)
+            to[j] = clamped_term(x[k + j], shift, floor, magic, scaling, scale)
         add_lanes(<const real *> to, count, total, error)
         k += count
     if k < n:
         pad_step(x + k, n - k, pad)
         for j in range(STEP):
-            padded[j] = clamped_term(pad[j], shift, floor, magic)
+            padded[j] = clamped_term(pad[j], shift, floor, magic, scaling, scale)
         unpad_step(padded, n - k, terms + k if terms != NULL else NULL)
         add_lanes(<const real *> padded, STEP, total, error)
     collapse(total, error, sizeof(real) == 8, out)
     out.exponent = ref
+
+
+cdef void block_clamped_terms(
+    const real *x, real *terms, Py_ssize_t n, double ref, real scale, real shift, Sum *out
+) noexcept nogil:
+    """Sum of term(x - shift), terms far below the reference 0.  Kept unless `terms` is NULL."""
+    if scale == 0:
+        block_clamped_terms_at(x, terms, n, ref, False, scale, shift, out)
+    else:
+        block_clamped_terms_at(x, terms, n, ref, True, scale, shift, out)
 
 
 cdef inline real flushed(real value, real threshold, real factor, real rest) noexcept nogil:
@@ -407,24 +434,25 @@ cdef inline real flushed(real value, real threshold, real factor, real rest) noe
 
 
 cdef inline real clamped_map(
-    real x, real shift, real floor, real magic, real inverse, real inverse_low, real threshold,
-    real factor
+    real x, real shift, real floor, real magic, bint scaling, real scale, real inverse,
+    real inverse_low, real threshold, real factor
 ) noexcept nogil:
     """clamped_term(x) * inverse * factor, 0 below the threshold."""
     cdef real d = x - shift
-    cdef real e = floor if d < floor else d
-    cdef real t = rounded(e, magic)
-    cdef real v = times_pair(mantissa(e, t - magic), inverse, inverse_low)
+    cdef real product = d * scale if scaling else d
+    cdef real safe = 0 if scaling else floor
+    cdef real e = safe if product < floor else d
+    cdef real t = rounded_at(e, magic, scaling, scale)
+    cdef real v = times_pair(mantissa_at(e, t - magic, scaling, scale), inverse, inverse_low)
     v = v * times_power(<real> 1, t)
-    v = 0 if d < floor else v
+    v = 0 if product < floor else v
     return flushed(v, threshold, factor, <real> 1)
 
 
-cdef void block_clamped_map(
-    const real *x, real *y, Py_ssize_t n, double exponent, real shift, real inverse,
-    real inverse_low
+cdef inline void block_clamped_map_at(
+    const real *x, real *y, Py_ssize_t n, double exponent, bint scaling, real scale, real shift,
+    real inverse, real inverse_low
 ) noexcept nogil:
-    """y = exp(x - shift) * 2**-exponent * inverse, 0 below the smallest normal number."""
     # Computed too large by 2**highest, so that the comparison sees a normal number.
     cdef real factor = <real> power(-highest(x))
     cdef real threshold = <real> power(smallest_exponent(x) + highest(x))
@@ -439,14 +467,27 @@ cdef void block_clamped_map(
         prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, count * sizeof(real))
         for j in range(k, k + count):
             y[j] = clamped_map(
-                x[j], shift, floor, magic, inverse, inverse_low, threshold, factor)
+                x[j], shift, floor, magic, scaling, scale, inverse, inverse_low, threshold,
+                factor)
         k += count
     if k < n:
         pad_step(x + k, n - k, pad)
         for j in range(STEP):
             padded[j] = clamped_map(
-                pad[j], shift, floor, magic, inverse, inverse_low, threshold, factor)
+                pad[j], shift, floor, magic, scaling, scale, inverse, inverse_low, threshold,
+                factor)
         unpad_step(padded, n - k, y + k)
+
+
+cdef void block_clamped_map(
+    const real *x, real *y, Py_ssize_t n, double exponent, real scale, real shift, real inverse,
+    real inverse_low
+) noexcept nogil:
+    """y = exp(x - shift) * 2**-exponent * inverse, 0 below the smallest normal number."""
+    if scale == 0:
+        block_clamped_map_at(x, y, n, exponent, False, scale, shift, inverse, inverse_low)
+    else:
+        block_clamped_map_at(x, y, n, exponent, True, scale, shift, inverse, inverse_low)
 
 
 # map_scale, map_rescale -------------------------------------------------------------------------
@@ -478,9 +519,13 @@ cdef void block_rescale(
 # log_softmax ------------------------------------------------------------------------------------
 
 cdef void block_subtract(
-    const real *x, real *y, Py_ssize_t n, real high, real low
+    const real *x, real *y, Py_ssize_t n, real scale, real high, real rest, real low
 ) noexcept nogil:
-    """y = (x - high) - low.  y may be x."""
+    """y = x - high - rest - low, rest 0 without a scale.  y may be x."""
     cdef Py_ssize_t i
-    for i in range(n):
-        y[i] = (x[i] - high) - low
+    if scale == 0:
+        for i in range(n):
+            y[i] = (x[i] - high) - low
+    else:
+        for i in range(n):
+            y[i] = (product_minus(x[i], scale, high) - rest) - low

@@ -19,12 +19,22 @@ cdef enum:
 
 
 ctypedef struct Columns:
-    # A block of columns: x and y point to its first row.
+    # A block of columns: x, y and mask point to its first row.
     const char *x
     char *y
-    Py_ssize_t x_stride  # bytes from row to row
+    const char *mask       # NULL: there is none
+    Py_ssize_t x_stride    # bytes from row to row
     Py_ssize_t y_stride
-    Py_ssize_t y_column  # bytes from column to column of y, for logsumexp
+    Py_ssize_t mask_stride
+    Py_ssize_t x_column    # bytes from column to column
+    Py_ssize_t y_column
+    Py_ssize_t mask_column
+    Kind x_kind
+    Kind y_kind
+    bint edited            # x is not what the loops take: of another type, masked, negated
+    const double *scales   # of the outer index's columns; NULL: there are none
+    Py_ssize_t scale_step  # 1, or 0 where one scale is for all columns
+    bint scaling           # some scale is neither 0 nor 1 nor -1
     Py_ssize_t n         # rows
     Py_ssize_t width
     Py_ssize_t chunk
@@ -35,7 +45,9 @@ ctypedef struct Columns:
     bint overwrites
     Sum *partials        # n_chunks x COLUMNS
     Row *row             # a column as a row, for those that _rows.pxi does
-    void *parameters     # 5 x COLUMNS: shift, floor, magic, inverse, its rest; or high, low
+    # 6 x COLUMNS: the columns' scales, shift, floor, magic, inverse, its rest; or
+    # scales, high, low, rest.
+    void *parameters
 
 
 cdef inline Py_ssize_t column_chunk(Py_ssize_t n) noexcept nogil:
@@ -45,16 +57,16 @@ cdef inline Py_ssize_t column_chunk(Py_ssize_t n) noexcept nogil:
 
 
 cdef inline void column_terms(
-    const real *a, const real *b, Py_ssize_t width, const real *magic, double *total,
-    double *error, bits *low, bits *high
+    const real *a, const real *b, Py_ssize_t width, const real *magic, bint scaling,
+    const real *scale, double *total, double *error, bits *low, bits *high
 ) noexcept nogil:
     """Add the terms of two rows to the columns' totals; the range of the rounded() values."""
     cdef Py_ssize_t j
     cdef real t, u
     cdef bits i, k
     for j in range(width):
-        t = rounded(a[j], magic[j])
-        u = rounded(b[j], magic[j])
+        t = rounded_at(a[j], magic[j], scaling, scale[j])
+        u = rounded_at(b[j], magic[j], scaling, scale[j])
         i = bits_of(t, low[j])
         k = bits_of(u, low[j])
         low[j] = i if i < low[j] else low[j]
@@ -63,26 +75,26 @@ cdef inline void column_terms(
         high[j] = k if k > high[j] else high[j]
         accumulate(
             &total[j], &error[j],
-            times_power(mantissa(a[j], t - magic[j]), t)
-            + times_power(mantissa(b[j], u - magic[j]), u))
+            times_power(mantissa_at(a[j], t - magic[j], scaling, scale[j]), t)
+            + times_power(mantissa_at(b[j], u - magic[j], scaling, scale[j]), u))
 
 
 cdef inline void column_clamped_terms(
     const real *a, const real *b, Py_ssize_t width, const real *floor, const real *magic,
-    double *total, double *error
+    bint scaling, const real *scale, double *total, double *error
 ) noexcept nogil:
     """column_terms() for any elements."""
     cdef Py_ssize_t j
     for j in range(width):
         accumulate(
             &total[j], &error[j],
-            clamped_term(a[j], <real> 0, floor[j], magic[j])
-            + clamped_term(b[j], <real> 0, floor[j], magic[j]))
+            clamped_term(a[j], <real> 0, floor[j], magic[j], scaling, scale[j])
+            + clamped_term(b[j], <real> 0, floor[j], magic[j], scaling, scale[j]))
 
 
 cdef inline void map_line(
-    const real *x, real *y, Py_ssize_t width, const char *ahead, const real *magic,
-    const real *inverse, const real *inverse_low, bits *low, bits *high
+    const real *x, real *y, Py_ssize_t width, const char *ahead, const real *magic, bint scaling,
+    const real *scale, const real *inverse, const real *inverse_low, bits *low, bits *high
 ) noexcept nogil:
     """One row of the second pass, and the range of its rounded() values; requests `ahead`."""
     cdef Py_ssize_t j, k = 0, count
@@ -92,15 +104,46 @@ cdef inline void map_line(
         count = width - k if width - k < WIDE else WIDE
         prefetch_lines(ahead + k * sizeof(real), count * sizeof(real))
         for j in range(k, k + count):
-            t = rounded(x[j], magic[j])
+            t = rounded_at(x[j], magic[j], scaling, scale[j])
             i = bits_of(t, least)
             least = i if i < least else least
             most = i if i > most else most
             y[j] = times_power(
-                times_pair(mantissa(x[j], t - magic[j]), inverse[j], inverse_low[j]), t)
+                times_pair(
+                    mantissa_at(x[j], t - magic[j], scaling, scale[j]), inverse[j],
+                    inverse_low[j]), t)
         k += count
     low[0] = least
     high[0] = most
+
+
+cdef void edit_line(const Columns *block, Py_ssize_t i, real *to) noexcept nogil:
+    """Copy row i of the block as type, mask and the scales' signs want it."""
+    cdef const char *x = block.x + i * block.x_stride
+    cdef const uint8_t *mask = <const uint8_t *> block.mask
+    cdef double scale
+    cdef Py_ssize_t j
+    prefetch_lines(x + PREFETCH_ROWS * block.x_stride, block.width * block.x_column)
+    if block.x_kind == native_kind(to):
+        memcpy(to, x, block.width * sizeof(real))
+    else:
+        gather_kind(block.x_kind, x, block.x_column, block.width, to)
+    if block.scales != NULL:
+        for j in range(block.width):
+            scale = block.scales[j * block.scale_step]
+            if scale < 0:
+                to[j] = -to[j]
+            elif scale == 0 and to[j] - to[j] == 0:
+                to[j] = 0
+    if mask == NULL:
+        return
+    mask += i * block.mask_stride
+    if block.mask_column == 1:
+        for j in range(block.width):
+            to[j] = to[j] if mask[j] else <real> -INFINITY
+    else:
+        for j in range(block.width):
+            to[j] = to[j] if mask[j * block.mask_column] else <real> -INFINITY
 
 
 cdef inline void range_limits(const real *unused, bits *low, bits *high) noexcept nogil:
@@ -124,6 +167,8 @@ cdef bint try_block(
     cdef Py_ssize_t i, j, count, width = block.width
     cdef const real *a
     cdef const real *b
+    cdef const real *scale = <const real *> block.parameters
+    cdef bint scaling = block.scaling
     cdef real t
     cdef bint inside = True
     memcpy(new_total, total, width * sizeof(double))
@@ -141,8 +186,14 @@ cdef bint try_block(
                 <const char *> (a + j) + PREFETCH_ROWS * block.x_stride, count * sizeof(real))
             prefetch_lines(
                 <const char *> (b + j) + PREFETCH_ROWS * block.x_stride, count * sizeof(real))
-            column_terms(
-                a + j, b + j, count, magic + j, new_total + j, new_error + j, low + j, high + j)
+            if scaling:
+                column_terms(
+                    a + j, b + j, count, magic + j, True, scale + j, new_total + j, new_error + j,
+                    low + j, high + j)
+            else:
+                column_terms(
+                    a + j, b + j, count, magic + j, False, scale + j, new_total + j, new_error + j,
+                    low + j, high + j)
             j += count
     for j in range(width):
         inside &= low[j] >= limit_low and high[j] <= limit_high
@@ -180,12 +231,13 @@ cdef void careful_block(
     cdef Py_ssize_t i, j, width = block.width
     cdef const real *a
     cdef const real *b
+    cdef const real *scales = <const real *> block.parameters
     cdef double k, scale
     column_maxima(block.x + start * block.x_stride, block.x_stride, rows, width, top)
     for j in range(width):
         nothing[j] = <real> -INFINITY
-        k = exponent_of(top[j])
-        if not fabs(k) <= exponent_limit(floor):
+        k = exponent_of(top[j] * <double> scales[j] if block.scaling else top[j])
+        if not fabs(k) <= exponent_limit(<real> block.scaling):
             sums[j].too_high |= k > 0
             sums[j].too_low |= k < 0 and top[j] > <real> -INFINITY  # k itself may overflow
             continue
@@ -202,7 +254,10 @@ cdef void careful_block(
         b = nothing
         if i + 1 < start + rows:
             b = <const real *> (<const char *> a + block.x_stride)
-        column_clamped_terms(a, b, width, floor, magic, total, error)
+        if block.scaling:
+            column_clamped_terms(a, b, width, floor, magic, True, scales, total, error)
+        else:
+            column_clamped_terms(a, b, width, floor, magic, False, scales, total, error)
 
 
 cdef void column_sums(
@@ -213,8 +268,12 @@ cdef void column_sums(
     cdef double error[COLUMNS]
     cdef real floor[COLUMNS]
     cdef real magic[COLUMNS]
-    cdef Py_ssize_t i = start, j, rows
+    cdef real tile[BLOCK_ROWS * COLUMNS]
+    cdef Py_ssize_t i = start, j, rows, first
     cdef const real *x = <const real *> (block.x + start * block.x_stride)
+    cdef const real *scale = <const real *> block.parameters
+    cdef Columns edited
+    cdef const Columns *source
     cdef bint careful = False
     cdef int32_t low32 = 0, high32 = 0
     cdef int64_t low64 = 0, high64 = 0
@@ -222,13 +281,20 @@ cdef void column_sums(
         range_limits(unused, &low32, &high32)
     else:
         range_limits(unused, &low64, &high64)
+    if block.edited:
+        edited = block[0]
+        edited.x = <const char *> tile
+        edited.x_stride = COLUMNS * sizeof(real)
+        edit_line(block, start, <real *> tile)
+        x = <const real *> tile
     for j in range(block.width):
         clear(&sums[j])
         total[j] = 0
         error[j] = 0
         # Any nearby exponent will do as the reference; the first row's is at hand.
-        sums[j].exponent = exponent_of(x[j]) + window(unused)
-        if not fabs(sums[j].exponent) < exponent_limit(unused):
+        sums[j].exponent = window(unused) + exponent_of(
+            x[j] * <double> scale[j] if block.scaling else x[j])
+        if not fabs(sums[j].exponent) < exponent_limit(<real> block.scaling):
             sums[j].exponent = 0
             careful = True
         set_magic(sums[j].exponent, &magic[j])
@@ -236,15 +302,22 @@ cdef void column_sums(
     while i < stop:
         rows = stop - i if stop - i < BLOCK_ROWS else BLOCK_ROWS
         careful = careful or rows % 2 == 1
+        source = block
+        first = i
+        if block.edited:
+            for j in range(rows):
+                edit_line(block, i + j, <real *> tile + j * COLUMNS)
+            source = &edited
+            first = 0
         if not careful:
             if real is float:
                 careful = not try_block(
-                    block, i, rows, <const real *> magic, total, error, sums, low32, high32)
+                    source, first, rows, <const real *> magic, total, error, sums, low32, high32)
             else:
                 careful = not try_block(
-                    block, i, rows, <const real *> magic, total, error, sums, low64, high64)
+                    source, first, rows, <const real *> magic, total, error, sums, low64, high64)
         if careful:
-            careful_block(block, i, rows, magic, floor, total, error, sums)
+            careful_block(source, first, rows, magic, floor, total, error, sums)
         i += rows
     for j in range(block.width):
         # _rows.pxi sums a column anew when it is too high.
@@ -252,12 +325,27 @@ cdef void column_sums(
         sums[j].low = 0 if sums[j].too_high else error[j]
 
 
+cdef inline void map_any_line(
+    const Columns *block, const real *x, real *y, const char *ahead, const real *magic,
+    const real *inverse, const real *inverse_low, bits *low, bits *high
+) noexcept nogil:
+    cdef const real *scale = <const real *> block.parameters
+    if block.scaling:
+        map_line(
+            x, y, block.width, ahead, magic, True, scale, inverse, inverse_low, low, high)
+    else:
+        map_line(
+            x, y, block.width, ahead, magic, False, scale, inverse, inverse_low, low, high)
+
+
 cdef void map_columns(
     const Columns *block, Py_ssize_t start, Py_ssize_t stop, const real *unused
 ) noexcept nogil:
     """The second pass over rows start ... stop."""
     cdef real buffer[COLUMNS]
-    cdef const real *shift = <const real *> block.parameters
+    cdef real line[COLUMNS]
+    cdef const real *scale = <const real *> block.parameters
+    cdef const real *shift = scale + COLUMNS
     cdef const real *floor = shift + COLUMNS
     cdef const real *magic = floor + COLUMNS
     cdef const real *inverse = magic + COLUMNS
@@ -265,7 +353,8 @@ cdef void map_columns(
     # clamped_map() needs room above the result for its comparison; the magic numbers have it.
     cdef real factor = <real> power(-highest(unused))
     cdef real threshold = <real> power(smallest_exponent(unused) + highest(unused))
-    cdef bint beside = block.streaming or block.overwrites
+    cdef bint converted = block.y_kind != native_kind(unused)
+    cdef bint beside = block.streaming or block.overwrites or converted
     cdef bint careful = block.logarithm
     cdef Py_ssize_t i, j
     cdef const real *x
@@ -278,34 +367,54 @@ cdef void map_columns(
     else:
         range_limits(unused, &low64, &high64)
     for j in range(block.width):
-        careful |= shift[j] != 0 or inverse[j] != inverse[j]
+        careful |= shift[j] != 0 or not inverse[j] > 0
     for i in range(start, stop):
         x = <const real *> (block.x + i * block.x_stride)
         y = <real *> buffer if beside else <real *> (block.y + i * block.y_stride)
         ahead = <const char *> x + PREFETCH_ROWS * block.x_stride
+        if block.edited:
+            edit_line(block, i, <real *> line)
+            x = <const real *> line
         if block.logarithm:
             prefetch_lines(ahead, block.width * sizeof(real))
-            for j in range(block.width):
-                y[j] = (x[j] - shift[j]) - floor[j]
+            if block.scaling:
+                for j in range(block.width):
+                    y[j] = (product_minus(x[j], scale[j], shift[j]) - magic[j]) - floor[j]
+            else:
+                for j in range(block.width):
+                    y[j] = (x[j] - shift[j]) - floor[j]
         if not careful:
             if real is float:
                 least32 = high32
                 most32 = low32
-                map_line(
-                    x, y, block.width, ahead, magic, inverse, inverse_low, &least32, &most32)
+                map_any_line(
+                    block, x, y, ahead, magic, inverse, inverse_low, &least32, &most32)
                 careful = least32 < low32 or most32 > high32
             else:
                 least64 = high64
                 most64 = low64
-                map_line(
-                    x, y, block.width, ahead, magic, inverse, inverse_low, &least64, &most64)
+                map_any_line(
+                    block, x, y, ahead, magic, inverse, inverse_low, &least64, &most64)
                 careful = least64 < low64 or most64 > high64
         if careful and not block.logarithm:
+            if block.scaling:
+                for j in range(block.width):
+                    y[j] = clamped_map(
+                        x[j], shift[j], floor[j], magic[j] + highest(unused), True, scale[j],
+                        inverse[j], inverse_low[j], threshold, factor)
+            else:
+                for j in range(block.width):
+                    y[j] = clamped_map(
+                        x[j], shift[j], floor[j], magic[j] + highest(unused), False, scale[j],
+                        inverse[j], inverse_low[j], threshold, factor)
+            # One NaN: the sign of a computed one depends on the instructions that a column gets.
             for j in range(block.width):
-                y[j] = clamped_map(
-                    x[j], shift[j], floor[j], magic[j] + highest(unused),
-                    inverse[j], inverse_low[j], threshold, factor)
-        if block.streaming:
+                y[j] = y[j] if y[j] == y[j] else <real> NAN
+        if converted:
+            scatter_kind(
+                block.y_kind, block.y + i * block.y_stride, block.y_column, block.width,
+                <const real *> buffer)
+        elif block.streaming:
             stream(<real *> (block.y + i * block.y_stride), <const real *> buffer, block.width)
         elif beside:
             memcpy(block.y + i * block.y_stride, buffer, block.width * sizeof(real))
@@ -313,9 +422,32 @@ cdef void map_columns(
         fence()
 
 
+cdef void take_column(const Columns *block, Py_ssize_t j, const real *unused) noexcept nogil:
+    """Make column j what block.row works on."""
+    cdef Row *row = block.row
+    begin(row)
+    row.x_row = block.x + j * block.x_column
+    row.mask_row = block.mask + j * block.mask_column
+    if block.scales != NULL:
+        set_scale(row, block.scales[j * block.scale_step])
+    if block.scaling:
+        row.scale = (<const real *> block.parameters)[j]
+
+
+cdef void set_scales(Columns *block, real *scale) noexcept nogil:
+    """The magnitudes that the loops multiply by, 1 for the scale 0, and whether they have to."""
+    cdef Py_ssize_t j
+    cdef double value
+    block.scaling = False
+    for j in range(block.width):
+        value = fabs(block.scales[j * block.scale_step]) if block.scales != NULL else 1
+        scale[j] = <real> (value if value != 0 else 1)
+        block.scaling |= scale[j] != 1
+
+
 cdef void set_parameters(const Columns *block, real *parameters) noexcept nogil:
     """What map_columns() needs, from the combined sums."""
-    cdef real *shift = parameters
+    cdef real *shift = parameters + COLUMNS
     cdef real *floor = shift + COLUMNS
     cdef real *magic = floor + COLUMNS
     cdef real *inverse = magic + COLUMNS
@@ -325,13 +457,17 @@ cdef void set_parameters(const Columns *block, real *parameters) noexcept nogil:
     cdef Py_ssize_t j
     for j in range(block.width):
         normalise(&sums[j])
-        row.x_row = block.x + j * sizeof(real)
-        begin(row)
+        take_column(block, j, parameters)
         if block.logarithm:
             log_from_sum(row, &sums[j], parameters)
             split_total(row, parameters)
             shift[j] = <real> row.high
+            magic[j] = <real> row.rest
             floor[j] = <real> row.low
+            if row.constant == -INFINITY:  # as all its elements are
+                shift[j] = 0
+                magic[j] = 0
+                floor[j] = 0
             continue
         softmax_from_sum(row, &sums[j], parameters)
         shift[j] = <real> row.shift
@@ -341,6 +477,10 @@ cdef void set_parameters(const Columns *block, real *parameters) noexcept nogil:
         floor[j] = <real> -INFINITY
         if row.inverse == row.inverse:
             floor[j] = <real> ((row.exponent - highest(parameters) + lowest(parameters)) * M_LN2)
+        elif row.constant == 0:  # every element is below the floor
+            floor[j] = <real> INFINITY
+            inverse[j] = 0
+            inverse_low[j] = 0
         set_magic(row.exponent, &magic[j])
 
 
@@ -358,6 +498,7 @@ cdef void column_chunk_map(const Columns *block, Py_ssize_t index, real *unused)
 
 cdef void run_columns(Columns *block, bint reduce_only, real *unused) noexcept nogil:
     cdef Py_ssize_t index, j
+    set_scales(block, <real *> block.parameters)
     if block.n_threads == 1:
         for index in range(block.n_chunks):
             column_chunk_sums(block, index, unused)
@@ -373,8 +514,7 @@ cdef void run_columns(Columns *block, bint reduce_only, real *unused) noexcept n
     if reduce_only:
         for j in range(block.width):
             normalise(&block.partials[j])
-            begin(block.row)
-            block.row.x_row = block.x + j * sizeof(real)
+            take_column(block, j, unused)
             block.row.y_row = block.y + j * block.y_column
             logsumexp_from_sum(block.row, &block.partials[j], unused)
         return

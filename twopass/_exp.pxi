@@ -99,16 +99,10 @@ cdef inline real rounded(real x, real magic) noexcept nogil:
         return fma(x, LOG2E_F64, magic)
 
 
-cdef inline real mantissa(real x, real n) noexcept nogil:
-    """p(x - n ln 2), the reduced argument after Cody and Waite, p after Horner.
-
-    Largest error found 0.65 * 2**-23 (float), 0.65 * 2**-52 (double); without fma 0.83 and 0.85.
-    tests/test_exp.py has the bounds.
-    """
-    cdef real r, q
+cdef inline real polynomial(real r) noexcept nogil:
+    """p(r), after Horner."""
+    cdef real q
     if real is float:
-        r = fmaf(n, -LN2_HIGH_F32, x)
-        r = fmaf(n, -LN2_LOW_F32, r)
         q = fmaf(r, C6_F32, C5_F32)
         q = fmaf(r, q, C4_F32)
         q = fmaf(r, q, C3_F32)
@@ -116,8 +110,6 @@ cdef inline real mantissa(real x, real n) noexcept nogil:
         q = fmaf(r, q, 1.0)
         return fmaf(r, q, 1.0)
     else:
-        r = fma(n, -LN2_HIGH_F64, x)
-        r = fma(n, -LN2_LOW_F64, r)
         q = fma(r, C11_F64, C10_F64)
         q = fma(r, q, C9_F64)
         q = fma(r, q, C8_F64)
@@ -129,6 +121,81 @@ cdef inline real mantissa(real x, real n) noexcept nogil:
         q = fma(r, q, C2_F64)
         q = fma(r, q, 1.0)
         return fma(r, q, 1.0)
+
+
+cdef inline real mantissa(real x, real n) noexcept nogil:
+    """p(x - n ln 2), the argument reduced after Cody and Waite.
+
+    Largest error found 0.65 * 2**-23 (float), 0.65 * 2**-52 (double); without fma 0.83 and 0.85.
+    tests/test_exp.py has the bounds.
+    """
+    cdef real r
+    if real is float:
+        r = fmaf(n, -LN2_HIGH_F32, x)
+        r = fmaf(n, -LN2_LOW_F32, r)
+    else:
+        r = fma(n, -LN2_HIGH_F64, x)
+        r = fma(n, -LN2_LOW_F64, r)
+    return polynomial(r)
+
+
+# exp(scale * x).  The product enters the reduction unrounded, at the cost of one multiplication;
+# rounded first, it would put |scale * x| / 2 units of error into the last place.
+
+cdef inline real product_rest(real x, real scale, real product) noexcept nogil:
+    """x * scale - product, where product is x * scale rounded; 0 beside infinities."""
+    cdef real x_high, x_low, high, low, rest
+    if real is float:
+        rest = <float> (<double> x * <double> scale - <double> product)
+    elif TWOPASS_HAS_FMA:
+        rest = fma(x, scale, -product)
+    else:
+        # Veltkamp's halves, 26 and 27 digits, have exact products (Dekker).
+        x_high = x * 134217729.0
+        x_high = x_high - (x_high - x)
+        x_low = x - x_high
+        high = scale * 134217729.0
+        high = high - (high - scale)
+        low = scale - high
+        rest = x_low * low - (((product - x_high * high) - x_low * high) - x_high * low)
+    return rest if rest - rest == 0 else 0
+
+
+cdef inline real product_minus(real x, real scale, real value) noexcept nogil:
+    """x * scale - value, the product unrounded."""
+    cdef real product
+    if TWOPASS_HAS_FMA:
+        if real is float:
+            return fmaf(x, scale, -value)
+        else:
+            return fma(x, scale, -value)
+    product = x * scale
+    return (product - value) + product_rest(x, scale, product)
+
+
+cdef inline real rounded_at(real x, real magic, bint scaling, real scale) noexcept nogil:
+    """rounded() of x, or of scale * x where `scaling`."""
+    if not scaling:
+        return rounded(x, magic)
+    if real is float:
+        return fmaf(x, scale * LOG2E_F32, magic)
+    else:
+        return fma(x, scale * LOG2E_F64, magic)
+
+
+cdef inline real mantissa_at(real x, real n, bint scaling, real scale) noexcept nogil:
+    """mantissa() of x, or of scale * x where `scaling`: then n has to be so small that its product
+    with ln 2's high part is exact."""
+    cdef real r
+    if not scaling:
+        return mantissa(x, n)
+    if real is float:
+        r = product_minus(x, scale, n * LN2_HIGH_F32)
+        r = fmaf(n, -LN2_LOW_F32, r)
+    else:
+        r = product_minus(x, scale, n * LN2_HIGH_F64)
+        r = fma(n, -LN2_LOW_F64, r)
+    return polynomial(r)
 
 
 cdef inline real times_power(real value, real t) noexcept nogil:

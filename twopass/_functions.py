@@ -7,6 +7,7 @@ import operator
 import numpy as np
 
 from twopass import _interop, isa
+from twopass._edits import edits
 from twopass._machine import machine
 from twopass._plan import MIN_COLUMNS, Geometry, Plan, choose
 from twopass._threads import ELEMENTS_PER_THREAD, check, thread_count
@@ -17,7 +18,10 @@ _NATIVE = (_FLOAT32, _FLOAT64)
 _choose = functools.lru_cache(maxsize=1024)(choose)
 
 
-def softmax(x, axis=None, *, out=None, algorithm="auto", n_threads=None):
+def softmax(
+    x, axis=None, *, scale=None, where=None, all_masked="nan", out=None, algorithm="auto",
+    n_threads=None,
+):  # fmt: skip
     r"""Softmax: ``exp(x) / sum(exp(x))`` along `axis`.
 
     Computed after [1]_: exponentials are pairs of mantissa and exponent, which cannot overflow, so
@@ -26,11 +30,20 @@ def softmax(x, axis=None, *, out=None, algorithm="auto", n_threads=None):
     Parameters
     ----------
     x : array_like
-        Real numbers of any shape and strides. float16, float32 and float64 give their own dtype
-        (float16 is computed in float32), integers and booleans float64. Tensors of PyTorch, JAX's
-        arrays and others with DLPack are read in place; see Notes.
+        Real numbers of any shape and strides. float16, bfloat16 (of ml_dtypes), float32 and float64
+        give their own dtype (halves are computed in float32), integers and booleans float64.
+        Tensors of PyTorch, JAX's arrays and others with DLPack are read in place; see Notes.
     axis : int or tuple of ints, optional
         Axes along which the results add up to 1. Default: over everything.
+    scale : float or array_like, optional
+        Multiplies the logits: ``exp(scale * x)``. 1/temperature. A finite number, or one per row:
+        an array that broadcasts against `x` with its axes `axis` of length 1. It is rounded to
+        float32 unless computing is in float64; the product is not rounded.
+    where : array_like of bool, optional
+        Broadcasts to the shape of `x`. Elements where it is False do not count, whatever they are,
+        and get 0. Read as it is, one byte an element.
+    all_masked : {"nan", "zero"}, optional
+        What rows get in which nothing is left: every element is -inf or left out by `where`.
     out : ndarray, optional
         Where to put the result; shape of `x`, dtype of the result. May be `x`: then the call works
         in place. If it overlaps `x` otherwise, `x` is copied first.
@@ -51,10 +64,12 @@ def softmax(x, axis=None, *, out=None, algorithm="auto", n_threads=None):
     Raises
     ------
     TypeError
-        A dtype that is not real (object, complex, string) or wider than float64, an `out` that is
-        no array, masked elements, a tensor that requires a gradient or is not in the CPU's memory.
+        A dtype that is not real (object, complex, string) or wider than float64, a `where` that is
+        not boolean, an `out` that is no array, masked elements, a tensor that requires a gradient
+        or is not in the CPU's memory.
     ValueError
-        An axis that `x` has not or that appears twice, an unknown `algorithm`, ``n_threads < 1``,
+        An axis that `x` has not or that appears twice, a `scale` that is not finite, a `scale` or
+        `where` that does not broadcast, an unknown `algorithm` or `all_masked`, ``n_threads < 1``,
         an `out` of another shape or dtype or that is read-only, an empty axis in an array that
         needs a result.
     MemoryError
@@ -62,10 +77,12 @@ def softmax(x, axis=None, *, out=None, algorithm="auto", n_threads=None):
 
     Notes
     -----
-    A NaN or +inf anywhere in a row makes the row NaN, -inf gives 0, a row of only -inf is NaN.
-    Results below the smallest normal number are 0. For ``|x| <= 1000`` every other result has a
-    relative error of at most ``2 * 2**-23`` (float32, x86-64-v3 and -v4) or ``3 * 2**-52``
-    (float64), whatever the length. The bits depend neither on the number of threads, nor on the
+    A NaN or +inf anywhere in a row makes the row NaN, -inf gives 0, a row of only -inf is NaN
+    unless `all_masked` says otherwise: no option hides a NaN that counts. (Infinities stay so at
+    the scale 0, and change sign with it.) Results below the smallest normal number are 0. For
+    ``|scale * x| <= 1000`` every other result has a relative error of at most ``2 * 2**-23``
+    (float32, x86-64-v3 and -v4) or ``3 * 2**-52`` (float64), whatever the length; halves are that
+    rounded to nearest even. The bits depend neither on the number of threads, nor on the
     row's place in the batch, nor on alignment; rows (contiguous or gathered) and columns (an axis
     before a contiguous one) are different kernels, whose last bits may differ.
 
@@ -87,11 +104,17 @@ def softmax(x, axis=None, *, out=None, algorithm="auto", n_threads=None):
     >>> twopass.softmax(np.array([[0.0, 0.0], [1000.0, -np.inf]]), axis=1)
     array([[0.5, 0.5],
            [1. , 0. ]])
+    >>> mask = np.array([[True, True, False], [False, False, False]])
+    >>> twopass.softmax(np.zeros((2, 3)), axis=1, where=mask, all_masked="zero")
+    array([[0.5, 0.5, 0. ],
+           [0. , 0. , 0. ]])
     """
-    return _map("softmax", x, axis, out, algorithm, n_threads)
+    return _map("softmax", x, axis, scale, where, all_masked, out, algorithm, n_threads)
 
 
-def log_softmax(x, axis=None, *, out=None, n_threads=None):
+def log_softmax(
+    x, axis=None, *, scale=None, where=None, all_masked="nan", out=None, n_threads=None
+):  # fmt: skip
     r"""Logarithm of the softmax: ``x - log(sum(exp(x)))`` along `axis`.
 
     Accurate also where one element dominates: ``log_softmax([0, -50])[0]`` is -1.9e-22.
@@ -102,6 +125,12 @@ def log_softmax(x, axis=None, *, out=None, n_threads=None):
         As for `softmax`.
     axis : int or tuple of ints, optional
         Default: over everything.
+    scale : float or array_like, optional
+        As for `softmax`.
+    where : array_like of bool, optional
+        As for `softmax`; what it leaves out gets -inf.
+    all_masked : {"nan", "zero"}, optional
+        As for `softmax`; "zero" is the logarithm of it, -inf.
     out : ndarray, optional
         As for `softmax`.
     n_threads : int, optional
@@ -129,11 +158,12 @@ def log_softmax(x, axis=None, *, out=None, n_threads=None):
     >>> twopass.log_softmax(np.array([0.0, -50.0]))
     array([-1.92874985e-22, -5.00000000e+01])
     """
-    return _map("log_softmax", x, axis, out, "auto", n_threads)
+    return _map("log_softmax", x, axis, scale, where, all_masked, out, "auto", n_threads)
 
 
 def logsumexp(
-    a, axis=None, b=None, keepdims=False, return_sign=False, *, out=None, n_threads=None
+    a, axis=None, b=None, keepdims=False, return_sign=False, *, scale=None, where=None, out=None,
+    n_threads=None,
 ):  # fmt: skip
     r"""``log(sum(b * exp(a)))`` along `axis`, in one read of `a` (two when `b` is given).
 
@@ -150,8 +180,13 @@ def logsumexp(
         Keep the summed axes, with length 1.
     return_sign : bool, optional
         Also return the sign of the sum, and the logarithm of its magnitude.
+    scale : float or array_like, optional
+        As for `softmax`: ``log(sum(b * exp(scale * a)))``. With `b` the product is rounded to
+        float64.
+    where : array_like of bool, optional
+        As for `softmax`: the elements to sum over.
     out : ndarray, optional
-        Where to put the result; shape and dtype of the result. Must not overlap `a`.
+        Where to put the result; shape and dtype of the result. What it overlaps is copied first.
     n_threads : int, optional
         As for `softmax`.
 
@@ -180,7 +215,7 @@ def logsumexp(
     >>> twopass.logsumexp([1.0, 2.0], b=[1.0, -1.0], return_sign=True)
     (np.float64(1.5413248546129181), np.float64(-1.0))
     """
-    if b is None and out is None and not return_sign:
+    if b is None and out is None and scale is None and where is None and not return_sign:
         arguments = _remembered("logsumexp", a, axis, "auto", n_threads, False)
         if arguments is not None:
             n_reduced = arguments[0]
@@ -190,8 +225,8 @@ def logsumexp(
             return result if keepdims else result.reshape(shape)[()]
     if type(a) is not np.ndarray and _interop.has_own_kind(a):
         compute = functools.partial(
-            logsumexp, axis=axis, b=b, keepdims=keepdims, return_sign=return_sign,
-            n_threads=n_threads,
+            logsumexp, axis=axis, b=b, keepdims=keepdims, return_sign=return_sign, scale=scale,
+            where=where, n_threads=n_threads,
         )  # fmt: skip
         return _interop.call("a", a, out, compute, summed=axis)
     n_threads = check(n_threads)
@@ -208,6 +243,7 @@ def logsumexp(
                 f"b of shape {weights.shape} does not broadcast against a of shape {a.shape}"
             ) from None
     axes = _axes(axis, a.ndim)
+    changes = edits("logsumexp", a.shape, axes, dtype, scale, where, "nan")
     kept = tuple(1 if i in axes else length for i, length in enumerate(a.shape))
     shape = kept if keepdims else tuple(n for i, n in enumerate(a.shape) if i not in axes)
     if out is None:
@@ -220,16 +256,17 @@ def logsumexp(
             a = a.copy()
         if weights is not None and np.may_share_memory(weights, out):
             weights = weights.copy()
+        changes = changes.apart_from(out)
     sign = None
     if a.size == 0:
         result[...] = -np.inf
         sign = np.zeros(kept, dtype)
     elif weights is not None:
-        sign = _weighted(a, weights, result, axes, n_threads)
+        sign = _weighted(a, weights, result, axes, changes, n_threads)
         if not return_sign:
             result[sign < 0] = np.nan
     else:
-        _run("logsumexp", a, result, axes, "auto", n_threads)
+        _run("logsumexp", a, result, axes, changes, "auto", n_threads)
         if return_sign:
             sign = np.where(np.isnan(result), np.nan, np.where(result == -np.inf, 0, 1))
             sign = sign.astype(dtype)
@@ -239,7 +276,7 @@ def logsumexp(
 
 def plan(
     shape, dtype=np.float64, axis=None, *, function="softmax", algorithm="auto", n_threads=None,
-    in_place=False,
+    in_place=False, masked=False,
 ) -> Plan:  # fmt: skip
     """What a call on a new, C-contiguous array would run, and why.
 
@@ -252,6 +289,8 @@ def plan(
     algorithm : str, optional
     n_threads : int, optional
     in_place : bool, optional
+    masked : bool, optional
+        With a `where` of as many bytes as there are elements.
 
     Returns
     -------
@@ -287,7 +326,7 @@ def plan(
     one = np.zeros((), source)
     x = np.lib.stride_tricks.as_strided(one, shape, strides[: len(shape)], writeable=False)
     order, inner = _order(x, axes)
-    g = _geometry(x.transpose(order), len(axes), inner, function, result, True, in_place)
+    g = _geometry(x.transpose(order), len(axes), inner, function, result, True, in_place, masked)
     return choose(
         function, g, algorithm, thread_count(n_threads, g.elements), machine(), isa.active()
     )
@@ -310,6 +349,8 @@ def _result_dtype(name: str, dtype: np.dtype) -> np.dtype:
         return dtype.newbyteorder("=")
     if dtype.kind in "iub":
         return _FLOAT64
+    if dtype.name == "bfloat16":  # of ml_dtypes
+        return dtype
     raise TypeError(f"{name} has dtype {dtype}; real numbers up to float64 are supported")
 
 
@@ -357,9 +398,11 @@ def _checked_out(out, shape, dtype) -> np.ndarray:
 # Calls ------------------------------------------------------------------------------------------
 
 
-def _map(function, x, axis, out, algorithm, n_threads):
+def _map(function, x, axis, scale, where, all_masked, out, algorithm, n_threads):
     """Softmax and log_softmax."""
-    arguments = _remembered(function, x, axis, algorithm, n_threads, out is x)
+    arguments = None
+    if scale is None and where is None and all_masked == "nan":
+        arguments = _remembered(function, x, axis, algorithm, n_threads, out is x)
     if arguments is not None:
         if out is None:
             result = np.empty(x.shape, x.dtype)
@@ -373,14 +416,16 @@ def _map(function, x, axis, out, algorithm, n_threads):
             return out
     if type(x) is not np.ndarray and _interop.has_own_kind(x):
         compute = functools.partial(
-            _map, function, axis=axis, algorithm=algorithm, n_threads=n_threads
-        )
+            _map, function, axis=axis, scale=scale, where=where, all_masked=all_masked,
+            algorithm=algorithm, n_threads=n_threads,
+        )  # fmt: skip
         return _interop.call("x", x, out, compute, same_shape=True)
     _check_algorithm(algorithm)
     n_threads = check(n_threads)
     x = _operand("x", x)
     axes = _axes(axis, x.ndim)
     dtype = _result_dtype("x", x.dtype)
+    changes = edits(function, x.shape, axes, dtype, scale, where, all_masked)
     if out is None:
         result = np.empty_like(x, dtype)
     else:
@@ -389,11 +434,12 @@ def _map(function, x, axis, out, algorithm, n_threads):
             x.ctypes.data == out.ctypes.data and x.strides == out.strides and x.dtype == out.dtype
         ):
             x = x.copy()
+        changes = changes.apart_from(out)
     if x.size == 0:
         if any(x.shape[i] == 0 for i in axes):
             raise ValueError(f"axis={axis!r} of an x of shape {x.shape} is empty")
     else:
-        _run(function, x, result, axes, algorithm, n_threads)
+        _run(function, x, result, axes, changes, algorithm, n_threads)
     if out is not None:
         return out
     return result if result.ndim else result[()]
@@ -455,7 +501,7 @@ def _order(x: np.ndarray, axes: tuple[int, ...]) -> tuple[list[int], bool]:
     # Longest stride first, so that neighbours join into one run where they can.
     reduced = sorted(axes, key=lambda i: -abs(strides[i]))
     long = [i for i in reduced if x.shape[i] > 1]
-    if len(long) == 1 and strides[long[0]] != x.itemsize and x.dtype in _NATIVE:
+    if len(long) == 1 and strides[long[0]] != x.itemsize:
         for i in kept:
             if strides[i] == x.itemsize and x.shape[i] >= MIN_COLUMNS:
                 kept.remove(i)
@@ -464,7 +510,9 @@ def _order(x: np.ndarray, axes: tuple[int, ...]) -> tuple[list[int], bool]:
     return [*ones, *kept, *reduced], False
 
 
-def _geometry(x, n_reduced, columns, function, dtype, contiguous_out, in_place) -> Geometry:
+def _geometry(
+    x, n_reduced, columns, function, dtype, contiguous_out, in_place, masked=False
+) -> Geometry:  # fmt: skip
     """Of `x` in the kernels' order."""
     shape = x.shape
     if columns:
@@ -474,11 +522,11 @@ def _geometry(x, n_reduced, columns, function, dtype, contiguous_out, in_place) 
         outer, n, inner = math.prod(shape[:split]), math.prod(shape[split:]), 1
     return Geometry(
         outer, n, inner, x.itemsize, 0 if function == "logsumexp" else dtype.itemsize,
-        contiguous_out and dtype in _NATIVE, in_place, columns,
+        contiguous_out and dtype in _NATIVE, in_place, columns, masked,
     )  # fmt: skip
 
 
-def _run(function, x, out, axes, algorithm, n_threads) -> None:
+def _run(function, x, out, axes, changes, algorithm, n_threads) -> None:
     """One kernel call: `out` has the shape of `x`, for logsumexp with reduced axes of length 1."""
     kernels = isa.kernels()
     compute = kernels.compute
@@ -495,31 +543,34 @@ def _run(function, x, out, axes, algorithm, n_threads) -> None:
         if columns and function != "logsumexp" and out.strides[order[-1]] != out.itemsize:
             columns = False
             order = [i for i in range(ndim) if i not in axes] + list(axes)
-        x, out = x.transpose(order), out.transpose(order)
+        x, out, changes = x.transpose(order), out.transpose(order), changes.transposed(order)
         line = out[(0,) * (ndim - n_reduced)]
         direct_out = columns or (line.flags.c_contiguous and out.flags.aligned)
     # Whatever overlaps otherwise was copied.
     in_place = function != "logsumexp" and x.dtype == out.dtype and np.may_share_memory(x, out)
-    g = _geometry(x, n_reduced, columns, function, out.dtype, direct_out, in_place)
+    masked = changes.where is not None
+    g = _geometry(x, n_reduced, columns, function, out.dtype, direct_out, in_place, masked)
     threads = thread_count(n_threads, g.elements)
     p = _choose(function, g, algorithm, threads, machine(), kernels.level)
     if columns:
         compute.columns(
             x, out, g.outer, compute.OPERATIONS[function], p.nontemporal, p.n_threads,
-            p.inside_row,
+            p.inside_row, *changes.arguments(),
         )  # fmt: skip
     else:
-        compute.rows(x, out, *_row_arguments(p, g, n_reduced))
+        compute.rows(x, out, *_row_arguments(p, g, n_reduced), *changes.arguments())
 
 
-def _weighted(a, b, out, axes, n_threads) -> np.ndarray:
+def _weighted(a, b, out, axes, changes, n_threads) -> np.ndarray:
     """Logsumexp with weights; returns the signs."""
     order = [i for i in range(a.ndim) if i not in axes] + list(axes)
     n_reduced = len(axes)
     sign = np.empty_like(out)
     a, b, out_view, sign_view = (v.transpose(order) for v in (a, b, out, sign))
+    where, scales, _ = changes.transposed(order).arguments()
     n = math.prod(a.shape[a.ndim - n_reduced :])
     isa.kernels().compute.weighted(
-        a, b, out_view, sign_view, n_reduced, a.size // n, n, thread_count(n_threads, a.size)
-    )
+        a, b, out_view, sign_view, n_reduced, a.size // n, n, thread_count(n_threads, a.size),
+        where, scales,
+    )  # fmt: skip
     return sign

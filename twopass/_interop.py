@@ -37,6 +37,9 @@ def read(name: str, value: Any) -> np.ndarray:
             f"{name} has masked elements: pass {name}.filled({neutral}), which leaves them out"
         )
     if _exports(value):
+        if _is_bfloat16(value):
+            # DLPack would hand out a type that NumPy has not; its bits are integers to both.
+            return _imported(name, _bits(value, "int16")).view(_bfloat16())
         return _imported(name, value)
     return np.asarray(value)
 
@@ -113,6 +116,8 @@ def _imported(name: str, value: Any) -> np.ndarray:
 
 def _exported(like: Any, array: np.ndarray) -> Any:
     """`array` as what `like` is; an ndarray if its library has no ``from_dlpack``."""
+    if array.dtype.name == "bfloat16":
+        return _bits(_exported(like, array.view(np.int16)), "bfloat16")
     if hasattr(like, "__array_namespace__"):
         return like.__array_namespace__().from_dlpack(array)
     for base in type(like).__mro__:
@@ -123,14 +128,42 @@ def _exported(like: Any, array: np.ndarray) -> Any:
     return array
 
 
+def _is_bfloat16(value: Any) -> bool:
+    return str(getattr(value, "dtype", "")).rpartition(".")[2] == "bfloat16" and hasattr(
+        value, "view"
+    )
+
+
+def _bits(value: Any, dtype: str) -> Any:
+    """The same bits as another dtype of the library that `value` comes from."""
+    if hasattr(value, "__array_namespace__"):
+        return value.view(getattr(value.__array_namespace__(), dtype))
+    for base in type(value).__mro__:
+        library = sys.modules.get(base.__module__.partition(".")[0])
+        if hasattr(library, dtype):
+            return value.view(getattr(library, dtype))
+    raise TypeError(f"{type(value).__name__} has no dtype {dtype}")
+
+
+def _bfloat16() -> np.dtype:
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise TypeError("bfloat16 needs the package ml_dtypes, which is not installed") from None
+    return np.dtype(ml_dtypes.bfloat16)
+
+
 def _aligned_like(array: np.ndarray) -> np.ndarray | None:
     """An uninitialised array for the softmax of `array`; None where NumPy's own will do.
 
     JAX takes over memory without a copy only if it begins on a cache line.
     """
-    if not array.flags.c_contiguous or array.dtype.kind not in "iubf":
+    bfloat16 = array.dtype.name == "bfloat16"
+    if not array.flags.c_contiguous or not (bfloat16 or array.dtype.kind in "iubf"):
         return None
-    dtype = array.dtype.newbyteorder("=") if array.dtype.kind == "f" else np.dtype(np.float64)
+    dtype = np.dtype(np.float64)
+    if bfloat16 or array.dtype.kind == "f":
+        dtype = array.dtype.newbyteorder("=")
     size = dtype.itemsize * math.prod(array.shape)
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT

@@ -127,6 +127,8 @@ cdef Kind kind_of(cnp.ndarray array) except *:
         return KIND_F64
     if number == cnp.NPY_FLOAT16:
         return KIND_F16
+    if size == 2 and array.dtype.name == "bfloat16":  # of ml_dtypes
+        return KIND_BF16
     if number == cnp.NPY_BOOL or cnp.PyArray_ISUNSIGNED(array):
         return KIND_U8 if size == 1 else KIND_U16 if size == 2 else KIND_U32 if size == 4 \
             else KIND_U64
@@ -154,7 +156,7 @@ cdef int fill_operand(Operand *operand, cnp.ndarray array, int n_reduced, Kind n
 
 
 cdef inline Kind compute_kind(Kind kind) noexcept:
-    return KIND_F32 if kind == KIND_F32 or kind == KIND_F16 else KIND_F64
+    return KIND_F32 if kind in (KIND_F32, KIND_F16, KIND_BF16) else KIND_F64
 
 
 # Rows -------------------------------------------------------------------------------------------
@@ -162,6 +164,10 @@ cdef inline Kind compute_kind(Kind kind) noexcept:
 ctypedef struct Call:
     const Operand *x
     const Operand *y
+    const Operand *mask     # NULL: there is none
+    const double *scales    # NULL: there are none
+    Py_ssize_t scale_step   # 1, or 0 where one scale is for all rows
+    double vacant           # what a row with nothing left becomes
     Extended *sums   # one per row, for operations on pieces
     Py_ssize_t n_rows
     Py_ssize_t n
@@ -203,6 +209,8 @@ cdef bint run_rows(
     row.n_threads = call.n_threads if call.inside else 1
     row.streaming = call.streaming
     row.overwrites = call.x.data == call.y.data
+    row.mask = call.mask
+    row.vacant = call.vacant
     row.skip = -1
     free_space = <char *> aligned(workspace)
     if call.scratch:
@@ -215,6 +223,10 @@ cdef bint run_rows(
     for index in range(first, last):
         row.x_row = row_of(call.x, index)
         row.y_row = row_of(call.y, index)
+        if call.mask != NULL:
+            row.mask_row = row_of(call.mask, index)
+        if call.scales != NULL:
+            set_scale(&row, call.scales[index * call.scale_step])
         if not call.scratch:
             row.terms = row.y_row
         if call.operation == SOFTMAX:
@@ -257,21 +269,40 @@ cdef inline Py_ssize_t share(Py_ssize_t total, Py_ssize_t part, Py_ssize_t parts
     return total // parts * part + total % parts * part // parts
 
 
+cdef int fill_options(
+    Call *call, Operand *mask, cnp.ndarray where, cnp.ndarray scales, int n_reduced, double vacant
+) except -1:
+    call.mask = NULL
+    call.scales = NULL
+    call.scale_step = 0
+    call.vacant = vacant
+    if where is not None:
+        fill_operand(mask, where, n_reduced, KIND_U8)
+        call.mask = mask
+    if scales is not None:
+        call.scales = <const double *> cnp.PyArray_DATA(scales)
+        call.scale_step = cnp.PyArray_SIZE(scales) > 1
+    return 0
+
+
 def rows(
     cnp.ndarray x not None, cnp.ndarray out not None, int n_reduced, Py_ssize_t n_rows,
     Py_ssize_t n, int operation, int algorithm, bint streaming, bint scratch, int n_threads,
-    bint inside,
+    bint inside, cnp.ndarray where=None, cnp.ndarray scales=None, double vacant=NAN,
 ):
     """Run `operation` over rows that are the last `n_reduced` axes of `x`.
 
-    `out` has the shape of `x`, or for logsumexp that of `x` with its last axes of length 1.
+    `out` has the shape of `x`, or for logsumexp that of `x` with its last axes of length 1;
+    `where`, of booleans, that of `x`.  `scales`, contiguous float64, has one element, or one per
+    row; they are numbers of the type computed in.  A row with nothing left becomes `vacant`.
     """
-    cdef Operand x_operand, y_operand
+    cdef Operand x_operand, y_operand, mask
     cdef Call call
     cdef bint done
     cdef Kind native = compute_kind(kind_of(x))
     fill_operand(&x_operand, x, n_reduced, native)
     fill_operand(&y_operand, out, n_reduced, native)
+    fill_options(&call, &mask, where, scales, n_reduced, vacant)
     call.x = &x_operand
     call.y = &y_operand
     call.sums = NULL
@@ -319,6 +350,7 @@ def partial(
     cdef Kind native = KIND_F32 if single else KIND_F64
     fill_operand(&x_operand, x, n_reduced, native)
     fill_operand(&y_operand, out, n_reduced, native)
+    fill_options(&call, NULL, None, None, n_reduced, NAN)
     call.x = &x_operand
     call.y = &y_operand
     call.sums = <Extended *> cnp.PyArray_DATA(sums)
@@ -381,9 +413,12 @@ def round_sums(cnp.ndarray sums not None, cnp.ndarray parts not None, bint singl
 def weighted(
     cnp.ndarray x not None, cnp.ndarray b not None, cnp.ndarray out not None,
     cnp.ndarray sign not None, int n_reduced, Py_ssize_t n_rows, Py_ssize_t n, int n_threads,
+    cnp.ndarray where=None, cnp.ndarray scales=None,
 ):
-    """log |sum(b * exp(x))| into `out`, the signs into `sign`; x and b have the same shape."""
-    cdef Operand x_operand, b_operand, y_operand, sign_operand
+    """log |sum(b * exp(x))| into `out`, the signs into `sign`; x and b have the same shape, `where`
+    and `scales` are as for rows()."""
+    cdef Operand x_operand, b_operand, y_operand, sign_operand, mask
+    cdef Call options
     cdef Weighted row
     cdef double result, result_sign
     cdef Py_ssize_t index
@@ -392,8 +427,11 @@ def weighted(
     fill_operand(&b_operand, b, n_reduced, KIND_F64)
     fill_operand(&y_operand, out, n_reduced, KIND_F64)
     fill_operand(&sign_operand, sign, n_reduced, KIND_F64)
+    fill_options(&options, &mask, where, scales, n_reduced, NAN)
     row.x = &x_operand
     row.b = &b_operand
+    row.mask = options.mask
+    row.scale = 1
     row.n = n
     row.chunk = chunk_length(n)
     row.n_chunks = (n - 1) // row.chunk + 1
@@ -407,6 +445,10 @@ def weighted(
         for index in range(n_rows):
             row.x_row = row_of(&x_operand, index)
             row.b_row = row_of(&b_operand, index)
+            if options.mask != NULL:
+                row.mask_row = row_of(&mask, index)
+            if options.scales != NULL:
+                row.scale = options.scales[index * options.scale_step]
             result = log_weighted(&row, &result_sign)
             scatter_kind(y_operand.kind, row_of(&y_operand, index), 0, 1, &result)
             scatter_kind(sign_operand.kind, row_of(&sign_operand, index), 0, 1, &result_sign)
@@ -415,9 +457,9 @@ def weighted(
 
 # Columns ----------------------------------------------------------------------------------------
 
-cdef inline Py_ssize_t lead_of(const Call *call, Py_ssize_t itemsize) noexcept nogil:
+cdef inline Py_ssize_t lead_of(const Call *call) noexcept nogil:
     """Elements between the start of a cache line and y."""
-    return <uintptr_t> call.y.data % LINE_BYTES // itemsize
+    return <uintptr_t> call.y.data % LINE_BYTES // call.y.itemsize
 
 
 cdef bint run_columns_range(
@@ -425,14 +467,14 @@ cdef bint run_columns_range(
     Py_ssize_t inner, real *unused
 ) noexcept nogil:
     """Blocks first ... last, numbered through the outer axes and the blocks of columns."""
-    cdef Py_ssize_t lead = lead_of(call, sizeof(real))
+    cdef Py_ssize_t lead = lead_of(call)
     cdef Py_ssize_t per_outer = (inner + lead - 1) // COLUMNS + 1
     cdef Py_ssize_t chunks = template.n_chunks, task, j
     cdef Columns block = template[0]
     cdef Row row
     cdef Py_ssize_t row_chunk = chunk_length(block.n), row_chunks = (block.n - 1) // row_chunk + 1
     cdef char *workspace = <char *> malloc(
-        chunks * COLUMNS * sizeof(Sum) + 5 * COLUMNS * sizeof(real)
+        chunks * COLUMNS * sizeof(Sum) + 6 * COLUMNS * sizeof(real)
         + row_chunks * (sizeof(Sum) + sizeof(double)))
     if workspace == NULL:
         return False
@@ -443,6 +485,8 @@ cdef bint run_columns_range(
     row.chunk = row_chunk
     row.n_chunks = row_chunks
     row.n_threads = block.n_threads
+    row.mask = call.mask
+    row.vacant = call.vacant
     row.skip = -1
     block.partials = <Sum *> workspace
     row.partials = block.partials + chunks * COLUMNS
@@ -456,8 +500,12 @@ cdef bint run_columns_range(
         if j < 0:
             block.width += j
             j = 0
-        block.x = row_of(call.x, task // per_outer) + j * sizeof(real)
+        block.x = row_of(call.x, task // per_outer) + j * block.x_column
         block.y = row_of(call.y, task // per_outer) + j * block.y_column
+        if call.mask != NULL:
+            block.mask = row_of(call.mask, task // per_outer) + j * block.mask_column
+        if call.scales != NULL:
+            block.scales = call.scales + (task // per_outer * inner + j) * call.scale_step
         run_columns(&block, call.operation == LOGSUMEXP, unused)
     free(workspace)
     return True
@@ -467,7 +515,7 @@ cdef bint share_columns(
     const Call *call, const Columns *template, Py_ssize_t inner, real *unused
 ) noexcept nogil:
     cdef int failures = 0
-    cdef Py_ssize_t lead = lead_of(call, sizeof(real))
+    cdef Py_ssize_t lead = lead_of(call)
     cdef Py_ssize_t tasks = call.n_rows * ((inner + lead - 1) // COLUMNS + 1), part, parts
     if call.inside or call.n_threads == 1:
         return run_columns_range(call, template, 0, tasks, inner, unused)
@@ -479,30 +527,39 @@ cdef bint share_columns(
     return failures == 0
 
 
+cdef int column_line(Operand *operand, cnp.ndarray array) except -1:
+    """Make one column a row: a line along the last but one axis."""
+    cdef int axis = cnp.PyArray_NDIM(array) - 2
+    fill_walk(
+        &operand.line, cnp.PyArray_DIMS(array) + axis, cnp.PyArray_STRIDES(array) + axis, 1)
+    operand.direct = False
+    return 0
+
+
 def columns(
     cnp.ndarray x not None, cnp.ndarray out not None, Py_ssize_t n_outer, int operation,
-    bint streaming, int n_threads, bint inside,
+    bint streaming, int n_threads, bint inside, cnp.ndarray where=None, cnp.ndarray scales=None,
+    double vacant=NAN,
 ):
     """Run `operation` along the last but one axis of `x`, whose last axis is contiguous.
 
     `out` has the shape of `x`, or for logsumexp that of `x` with the last but one axis of length 1.
+    The others are as for rows().
     """
-    cdef Operand x_operand, y_operand
+    cdef Operand x_operand, y_operand, mask
     cdef Columns block
     cdef Call call
     cdef bint done
     cdef int ndim = cnp.PyArray_NDIM(x)
     cdef Py_ssize_t inner = cnp.PyArray_DIM(x, ndim - 1)
-    cdef Kind native = kind_of(x)
+    cdef Py_ssize_t i
+    cdef Kind native = compute_kind(kind_of(x))
     # For _rows.pxi one column is a row: a line along the reduced axis.
     fill_operand(&x_operand, x, 2, native)
     fill_operand(&y_operand, out, 2, native)
-    fill_walk(
-        &x_operand.line, cnp.PyArray_DIMS(x) + ndim - 2, cnp.PyArray_STRIDES(x) + ndim - 2, 1)
-    fill_walk(
-        &y_operand.line, cnp.PyArray_DIMS(out) + ndim - 2, cnp.PyArray_STRIDES(out) + ndim - 2, 1)
-    x_operand.direct = False
-    y_operand.direct = False
+    column_line(&x_operand, x)
+    column_line(&y_operand, out)
+    fill_options(&call, &mask, where, scales, 2, vacant)
     call.x = &x_operand
     call.y = &y_operand
     call.n_rows = n_outer
@@ -512,7 +569,19 @@ def columns(
     memset(&block, 0, sizeof(Columns))
     block.x_stride = cnp.PyArray_STRIDE(x, ndim - 2)
     block.y_stride = cnp.PyArray_STRIDE(out, ndim - 2)
+    block.x_column = x_operand.itemsize
     block.y_column = cnp.PyArray_STRIDE(out, ndim - 1)
+    block.x_kind = x_operand.kind
+    block.y_kind = y_operand.kind
+    block.edited = x_operand.kind != native or where is not None
+    if where is not None:
+        column_line(&mask, where)
+        block.mask_stride = cnp.PyArray_STRIDE(where, ndim - 2)
+        block.mask_column = cnp.PyArray_STRIDE(where, ndim - 1)
+    if scales is not None:
+        block.scale_step = call.scale_step
+        for i in range(cnp.PyArray_SIZE(scales)):
+            block.edited |= call.scales[i] <= 0
     block.n = cnp.PyArray_DIM(x, ndim - 2)
     block.chunk = column_chunk(block.n)
     block.n_chunks = (block.n - 1) // block.chunk + 1

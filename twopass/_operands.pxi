@@ -13,6 +13,7 @@ cdef enum:
 
 cdef enum Kind:  # what an array's elements are
     KIND_F16
+    KIND_BF16
     KIND_F32
     KIND_F64
     KIND_I8
@@ -41,6 +42,10 @@ ctypedef struct Operand:
     bint direct  # a row is contiguous and of the kernel's own type
     Walk rows
     Walk line
+
+
+cdef inline Kind native_kind(const real *unused) noexcept nogil:
+    return KIND_F32 if sizeof(real) == 4 else KIND_F64
 
 
 ctypedef fused source:
@@ -73,41 +78,99 @@ cdef inline char *row_of(const Operand *array, Py_ssize_t row) noexcept nogil:
     return array.data + offset_of(&array.rows, row)
 
 
-cdef inline float half_to_float(uint16_t half) noexcept nogil:
+# Half types. Without a branch, so that loops over them are vectorised.
+
+cdef inline uint32_t chosen(bint which, uint32_t a, uint32_t b) noexcept nogil:
+    """a if which else b, not to be made a branch of."""
+    cdef uint32_t mask = -<uint32_t> which
+    return (a & mask) | (b & ~mask)
+
+
+cdef inline float f16_to_float(uint16_t half) noexcept nogil:
     """Exact; NaN stays NaN."""
     cdef uint32_t sign = <uint32_t> (half & 0x8000) << 16
     cdef uint32_t bits = <uint32_t> (half & 0x7FFF) << 13
+    cdef uint32_t special = 0x7F800000 if bits >= 0x0F800000 else 0  # infinities and NaN
     cdef float value
     memcpy(&value, &bits, 4)
     # 2**112 moves the exponent's bias from 15 to 127, subnormal halves included.
     value = value * <float> 5.192296858534828e33
     memcpy(&bits, &value, 4)
-    if half & 0x7C00 == 0x7C00:  # infinities and NaN: all exponent bits
-        bits |= 0x7F800000
-    bits |= sign
+    bits |= sign | special
     memcpy(&value, &bits, 4)
     return value
 
 
-cdef inline uint16_t float_to_half(float value) noexcept nogil:
+cdef inline uint16_t float_to_f16(float value) noexcept nogil:
     """Round to nearest even; too large becomes infinity."""
-    cdef uint32_t bits, sign, rest
-    cdef float scaled
+    cdef uint32_t bits, sign, normal, small, result
+    cdef float sum
     memcpy(&bits, &value, 4)
     sign = (bits >> 16) & 0x8000
     bits &= 0x7FFFFFFF
-    if bits > 0x7F800000:
-        return <uint16_t> (sign | 0x7E00)
-    if bits >= 0x477FF000:  # rounds to 2**16 or beyond
-        return <uint16_t> (sign | 0x7C00)
-    if bits < 0x38800000:  # below the smallest normal half: adding 0.5 rounds at 2**-24
-        memcpy(&scaled, &bits, 4)
-        scaled = scaled + <float> 0.5
-        memcpy(&bits, &scaled, 4)
-        return <uint16_t> (sign | (bits - 0x3F000000))
-    rest = (bits >> 13) & 1
-    bits = bits - 0x38000000 + 0x0FFF + rest
-    return <uint16_t> (sign | (bits >> 13))
+    normal = (bits - 0x38000000 + 0x0FFF + ((bits >> 13) & 1)) >> 13
+    # Below the smallest normal half: adding 0.5 rounds at 2**-24.
+    memcpy(&sum, &bits, 4)
+    sum = sum + <float> 0.5
+    memcpy(&small, &sum, 4)
+    result = chosen(bits < 0x38800000, small - 0x3F000000, normal)
+    result = chosen(bits >= 0x477FF000, 0x7C00, result)  # rounds to 2**16 or beyond
+    result = chosen(bits > 0x7F800000, 0x7E00, result)
+    return <uint16_t> (sign | result)
+
+
+cdef inline float bf16_to_float(uint16_t half) noexcept nogil:
+    """Exact: the upper half of a float."""
+    cdef uint32_t bits = <uint32_t> half << 16
+    cdef float value
+    memcpy(&value, &bits, 4)
+    return value
+
+
+cdef inline uint16_t float_to_bf16(float value) noexcept nogil:
+    """Round to nearest even; too large becomes infinity."""
+    cdef uint32_t bits, result
+    memcpy(&bits, &value, 4)
+    result = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return <uint16_t> (result if value == value else (bits >> 16) | 0x40)
+
+
+cdef void gather_halves(
+    Kind kind, const char *run, Py_ssize_t stride, Py_ssize_t count, real *to
+) noexcept nogil:
+    cdef const uint16_t *halves = <const uint16_t *> run
+    cdef uint16_t half
+    cdef Py_ssize_t i
+    if stride != 2 or <uintptr_t> run % 2 != 0:
+        for i in range(count):
+            memcpy(&half, run + i * stride, 2)
+            to[i] = f16_to_float(half) if kind == KIND_F16 else bf16_to_float(half)
+    elif kind == KIND_F16:
+        for i in range(count):
+            to[i] = f16_to_float(halves[i])
+    else:
+        for i in range(count):
+            to[i] = bf16_to_float(halves[i])
+
+
+cdef void scatter_halves(
+    Kind kind, char *run, Py_ssize_t stride, Py_ssize_t count, const real *values
+) noexcept nogil:
+    cdef uint16_t *halves = <uint16_t *> run
+    cdef uint16_t half
+    cdef float value
+    cdef Py_ssize_t i
+    if stride != 2 or <uintptr_t> run % 2 != 0:
+        for i in range(count):
+            value = <float> values[i]
+            half = float_to_f16(value) if kind == KIND_F16 else float_to_bf16(value)
+            memcpy(run + i * stride, &half, 2)
+    elif kind == KIND_F16:
+        for i in range(count):
+            halves[i] = float_to_f16(<float> values[i])
+    else:
+        for i in range(count):
+            halves[i] = float_to_bf16(<float> values[i])
 
 
 cdef inline void gather_run(
@@ -123,16 +186,12 @@ cdef inline void gather_run(
 cdef void gather_kind(
     Kind kind, const char *run, Py_ssize_t stride, Py_ssize_t count, real *to
 ) noexcept nogil:
-    cdef Py_ssize_t i
-    cdef uint16_t f16
     if kind == KIND_F32:
         gather_run(<const float *> NULL, run, stride, count, to)
     elif kind == KIND_F64:
         gather_run(<const double *> NULL, run, stride, count, to)
-    elif kind == KIND_F16:
-        for i in range(count):
-            memcpy(&f16, run + i * stride, 2)
-            to[i] = half_to_float(f16)
+    elif kind == KIND_F16 or kind == KIND_BF16:
+        gather_halves(kind, run, stride, count, to)
     elif kind == KIND_I8:
         gather_run(<const int8_t *> NULL, run, stride, count, to)
     elif kind == KIND_I16:
@@ -157,17 +216,16 @@ cdef void scatter_kind(
     cdef Py_ssize_t i
     cdef float f32
     cdef double f64
-    cdef uint16_t f16
+    if kind == KIND_F16 or kind == KIND_BF16:
+        scatter_halves(kind, run, stride, count, values)
+        return
     for i in range(count):
         if kind == KIND_F32:
             f32 = <float> values[i]
             memcpy(run + i * stride, &f32, 4)
-        elif kind == KIND_F64:
+        else:
             f64 = <double> values[i]
             memcpy(run + i * stride, &f64, 8)
-        else:
-            f16 = float_to_half(<float> values[i])
-            memcpy(run + i * stride, &f16, 2)
 
 
 cdef inline Py_ssize_t next_run(
@@ -202,6 +260,25 @@ cdef void gather(
     while done < count:
         run = next_run(&array.line, start + done, count - done, &offset, &stride)
         gather_kind(array.kind, row + offset, stride, run, buffer + done)
+        done += run
+
+
+cdef void blank(
+    const Operand *mask, const char *row, Py_ssize_t start, Py_ssize_t count, real *values,
+    real value
+) noexcept nogil:
+    """Put `value` where the mask, of bytes, is 0."""
+    cdef Py_ssize_t done = 0, run, offset, stride, i
+    cdef const uint8_t *bytes
+    while done < count:
+        run = next_run(&mask.line, start + done, count - done, &offset, &stride)
+        bytes = <const uint8_t *> (row + offset)
+        if stride == 1:
+            for i in range(run):
+                values[done + i] = values[done + i] if bytes[i] else value
+        else:
+            for i in range(run):
+                values[done + i] = values[done + i] if bytes[i * stride] else value
         done += run
 
 

@@ -283,7 +283,7 @@ cdef void add_row(Row *row, Extended *sum, real *unused) noexcept nogil:
     elif total.too_high or total.too_low and (
         # Elements too low do not show beside any others but the lowest.
         total.high == 0
-        or total.exponent < highest(unused) - lowest(unused) - exponent_limit(unused)
+        or total.exponent < highest(unused) - lowest(unused) - exponent_limit(<real> 0)
     ):
         largest = reduce_largest(row, unused)
         anchor(row, largest, unused)
@@ -362,16 +362,18 @@ cdef void map_row(Row *row, const Extended *sum, bint logarithm, real *unused) n
     begin(row)
     if logarithm:
         log_of_extended(sum, &row.high, &row.low, unused)
+        row.rest = 0
         split_total(row, unused)
-        run_pass(row, MAP_NAN if row.high != row.high else MAP_SUBTRACT, unused)
+        run_pass(row, MAP_CONSTANT if row.high != row.high else MAP_SUBTRACT, unused)
         return
     round_exact(&moved.total, &total)
-    if moved.shift == 0 and fabs(total.exponent) > exponent_limit(unused):
+    if moved.shift == 0 and fabs(total.exponent) > exponent_limit(<real> 0):
         # The sum was made where the limit is higher (x86-64-v2 has a low one).
         move_shift(&moved, <real> (total.exponent * M_LN2), unused)
         round_exact(&moved.total, &total)
     if moved.special != 0 or total.high == 0:
-        run_pass(row, MAP_NAN, unused)
+        row.constant = NAN
+        run_pass(row, MAP_CONSTANT, unused)
         return
     row.shift = moved.shift
     invert(row, &total)

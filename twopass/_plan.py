@@ -32,6 +32,8 @@ class Geometry:
     in_place : bool
     columns : bool
         The reduced axis is not last, and the last one is contiguous.
+    masked : bool
+        A mask of one byte an element is read beside it.
     """
 
     outer: int
@@ -42,11 +44,17 @@ class Geometry:
     direct: bool
     in_place: bool
     columns: bool
+    masked: bool = False
 
     @property
     def elements(self) -> int:
         """Elements that are read."""
         return self.outer * self.n * self.inner
+
+    @property
+    def read_itemsize(self) -> int:
+        """Bytes that are read for an element."""
+        return self.itemsize + self.masked
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +156,7 @@ def choose(
     -------
     Plan
     """
-    total = g.elements * (g.itemsize + (0 if g.in_place else g.out_itemsize))
+    total = g.elements * (g.read_itemsize + (0 if g.in_place else g.out_itemsize))
     # What the kernel computes in: float for float and half arrays, double for all others.
     row = g.n * (8 if max(g.itemsize, g.out_itemsize) == 8 else 4)
     cached = total <= machine.last_level
@@ -158,7 +166,7 @@ def choose(
     threads, inside = _share_threads(g, n_threads)
 
     writes = function != "logsumexp"
-    nontemporal = writes and not cached and not g.in_place and (g.direct or g.columns)
+    nontemporal = writes and not cached and not g.in_place and g.direct
     if nontemporal and not g.columns and row_in_l2 and not machine.streaming_pays:
         nontemporal = False
     terms_in = ""
@@ -195,7 +203,7 @@ def choose(
                 reason += "; no place for a row of exponentials, so they are computed again"
 
     words = ALGORITHMS[chosen]
-    reads, stores = g.elements * g.itemsize, g.elements * g.out_itemsize
+    reads, stores = g.elements * g.read_itemsize, g.elements * g.out_itemsize
     passes = 1 if function == "logsumexp" else len(words.passes)
     if not writes:
         moved, allocated = reads, 0

@@ -24,7 +24,7 @@ cdef enum Pass:
     REDUCE_STOREEXTEXP
     MAP_RESCALE
     MAP_SUBTRACT  # log_softmax: x - high - low
-    MAP_NAN
+    MAP_CONSTANT  # rows of NaN, and those with nothing left
 
 
 cdef enum Algorithm:
@@ -34,12 +34,25 @@ cdef enum Algorithm:
     THREE_PASS_RELOAD
 
 
+cdef enum Reading:
+    # What a scale asks of the elements before they are multiplied by its magnitude.
+    AS_THEY_ARE
+    NEGATED
+    FLATTENED  # scale 0: finite ones are 0
+
+
 ctypedef struct Row:
     # One row, what its passes need, and what they have found so far.
     const Operand *x
     const Operand *y
+    const Operand *mask  # bytes, 0 where an element counts as -inf; NULL: there is none
     const char *x_row
+    const char *mask_row
     char *y_row
+    Reading reading
+    double scale     # positive, of the kernel's own type; 0: none
+    double vacant    # what a row with nothing left becomes
+    double constant  # of MAP_CONSTANT
     Py_ssize_t n
     Py_ssize_t chunk
     Py_ssize_t n_chunks
@@ -51,12 +64,12 @@ ctypedef struct Row:
     Sum *partials    # one per chunk
     double *largest  # one per chunk, of REDUCE_MAX
     Py_ssize_t skip  # an element that REDUCE_EXTEXP leaves out, or -1
-    double shift     # subtracted from x before exp: the maximum where that is huge, else 0
+    double shift     # subtracted from x before the scale: the maximum where that is huge, else 0
     double base      # the maximum's exponent, for the algorithms that know it, else NaN
     double exponent
     double inverse      # 1/sum, and what its rounding left over
     double inverse_low
-    double high, low
+    double high, rest, low  # a logarithm; rest is what a product left over, see set_high()
 
 
 cdef inline Py_ssize_t chunk_length(Py_ssize_t n) noexcept nogil:
@@ -67,6 +80,55 @@ cdef inline Py_ssize_t chunk_length(Py_ssize_t n) noexcept nogil:
 
 cdef inline Py_ssize_t block_length(const real *unused) noexcept nogil:
     return BLOCK_BYTES // sizeof(real)
+
+
+# Elements ---------------------------------------------------------------------------------------
+
+cdef inline void set_scale(Row *row, double scale) noexcept nogil:
+    row.reading = FLATTENED if scale == 0 else NEGATED if scale < 0 else AS_THEY_ARE
+    row.scale = 0 if fabs(scale) == 1 else fabs(scale)
+
+
+cdef void edit(
+    const Row *row, Py_ssize_t start, Py_ssize_t count, const real *x, real *buffer
+) noexcept nogil:
+    """Copy a block, unless it is in the buffer, as the scale's sign and the mask want it."""
+    cdef Py_ssize_t i
+    if x != buffer:
+        memcpy(buffer, x, count * sizeof(real))
+    if row.reading == NEGATED:
+        for i in range(count):
+            buffer[i] = -buffer[i]
+    elif row.reading == FLATTENED:
+        for i in range(count):
+            buffer[i] = 0 if buffer[i] - buffer[i] == 0 else buffer[i]
+    if row.mask != NULL:
+        blank(row.mask, row.mask_row, start, count, buffer, <real> -INFINITY)
+
+
+cdef inline const real *read(
+    const Row *row, Py_ssize_t start, Py_ssize_t count, real *buffer
+) noexcept nogil:
+    """Elements start ... start + count, to be multiplied by row.scale: in place, or in `buffer`."""
+    cdef const real *x = load(row.x, row.x_row, start, count, buffer)
+    if row.mask == NULL and row.reading == AS_THEY_ARE:
+        return x
+    edit(row, start, count, x, buffer)
+    return buffer
+
+
+cdef inline double scaled(const Row *row, double x) noexcept nogil:
+    return x * row.scale if row.scale != 0 else x
+
+
+cdef inline void set_high(Row *row, double x, const real *unused) noexcept nogil:
+    """row.high + row.rest = the scaled x, exactly, both of the kernel's own type: subtracted from
+    another product one by one they cancel as exactly."""
+    cdef double product = scaled(row, x)
+    row.high = <real> product
+    row.rest = 0
+    if row.scale != 0 and fabs(row.high) < INFINITY:
+        row.rest = (product - row.high) + product_rest(x, row.scale, product)
 
 
 # Sums -------------------------------------------------------------------------------------------
@@ -131,20 +193,23 @@ cdef inline double exponent_of(double x) noexcept nogil:
     return rint(x * LOG2E_F64)
 
 
-cdef void careful_terms(const real *x, real *terms, Py_ssize_t n, Sum *part) noexcept nogil:
+cdef void careful_terms(
+    const real *x, real *terms, Py_ssize_t n, real scale, Sum *part
+) noexcept nogil:
     """block_terms() for a block with NaN, infinities, masked or far apart elements."""
-    cdef double top = block_max(x, n), k = exponent_of(top)
+    cdef double top = block_max(x, n)
+    cdef double k = exponent_of(top * <double> scale if scale != 0 else top)
     clear(part)
     if top != top or top == INFINITY:
         part.high = top  # no result needs the terms
         return
-    part.too_high = k > exponent_limit(x)
-    part.too_low = k < -exponent_limit(x) and top > -INFINITY  # k itself may overflow
-    if part.too_high or k < -exponent_limit(x):
+    part.too_high = k > exponent_limit(scale)
+    part.too_low = k < -exponent_limit(scale) and top > -INFINITY  # k itself may overflow
+    if part.too_high or k < -exponent_limit(scale):
         if terms != NULL:
             memset(terms, 0, n * sizeof(real))
         return
-    block_clamped_terms(x, terms, n, k - highest(x), <real> 0, part)
+    block_clamped_terms(x, terms, n, k - highest(x), scale, <real> 0, part)
     part.top = k
 
 
@@ -167,26 +232,27 @@ cdef void sum_terms(
     cdef bint anchored = row.base == row.base
     cdef double ref = row.base - highest(terms)
     cdef bint careful = row.shift != 0
+    cdef real scale = <real> row.scale
     cdef Sum part
     clear(out)
     while i < stop:
         count = stop - i if stop - i < block else block
-        x = load(row.x, row.x_row, i, count, buffer)
+        x = read(row, i, count, buffer)
         if i == start and not anchored:
             # Any nearby exponent will do as the reference; the first element's is at hand.
-            ref = exponent_of(x[0]) + window(x)
-            careful = not fabs(ref) < exponent_limit(terms)
+            ref = exponent_of(scaled(row, x[0])) + window(x)
+            careful = not fabs(ref) < exponent_limit(scale)
         to = NULL
         if terms != NULL:
             to = term_buffer if <const real *> terms + i == x else terms + i
         clear(&part)
         if not careful:
-            careful = not block_terms(x, to, count, ref, &part)
+            careful = not block_terms(x, to, count, ref, scale, &part)
         # One failure makes the rest of the chunk careful: masked elements come in company.
         if careful and anchored:
-            block_clamped_terms(x, to, count, ref, <real> row.shift, &part)
+            block_clamped_terms(x, to, count, ref, scale, <real> row.shift, &part)
         elif careful:
-            careful_terms(x, to, count, &part)
+            careful_terms(x, to, count, scale, &part)
         if terms != NULL:
             row.refs[i // block] = part.exponent
             if to == term_buffer:
@@ -199,16 +265,17 @@ cdef void sum_terms(
 cdef double largest_of(
     const Row *row, Py_ssize_t start, Py_ssize_t stop, const real *unused
 ) noexcept nogil:
-    """reduce_max of elements start ... stop."""
+    """reduce_max of elements start ... stop, which the scale does not change."""
     cdef char space[BLOCK_BYTES + LINE_BYTES]
     cdef real *buffer = <real *> aligned(space)
     # Nothing has to wait in L1: where the row lies contiguous, the whole chunk is one block.
-    cdef Py_ssize_t block = stop - start if row.x.direct else block_length(unused)
+    cdef bint edited = row.mask != NULL or row.reading != AS_THEY_ARE
+    cdef Py_ssize_t block = stop - start if row.x.direct and not edited else block_length(unused)
     cdef Py_ssize_t i = start, count
     cdef double result = -INFINITY, value
     while i < stop:
         count = stop - i if stop - i < block else block
-        value = block_max(load(row.x, row.x_row, i, count, buffer), count)
+        value = block_max(read(row, i, count, buffer), count)
         result = value if value > result or value != value else result
         if result != result:
             return result
@@ -229,6 +296,7 @@ cdef void map_blocks(
     cdef Py_ssize_t before = 0
     cdef const real *x
     cdef real *y
+    cdef real scale = <real> row.scale
     cdef real inverse = <real> row.inverse
     cdef real inverse_low = <real> (row.inverse - inverse + row.inverse_low)
     cdef bint beside = row.streaming or row.overwrites or not row.y.direct
@@ -244,21 +312,22 @@ cdef void map_blocks(
             count = before
         y = y_buffer if beside else <real *> row.y_row + i
         if which == MAP_SCALEEXTEXP or which == MAP_SCALEEXP:
-            x = load(row.x, row.x_row, i, count, buffer)
+            x = read(row, i, count, buffer)
             careful = careful or not block_map(
-                x, y, count, row.exponent, inverse, inverse_low)
+                x, y, count, row.exponent, scale, inverse, inverse_low)
             if careful:
                 block_clamped_map(
-                    x, y, count, row.exponent, <real> row.shift, inverse, inverse_low)
+                    x, y, count, row.exponent, scale, <real> row.shift, inverse, inverse_low)
         elif reloads:
             block_rescale(
                 terms + i, y, count, row.refs[i // block] - row.exponent, inverse, inverse_low)
         elif which == MAP_SUBTRACT:
-            x = load(row.x, row.x_row, i, count, buffer)
-            block_subtract(x, y, count, <real> row.high, <real> row.low)
+            x = read(row, i, count, buffer)
+            block_subtract(
+                x, y, count, scale, <real> row.high, <real> row.rest, <real> row.low)
         else:
             for j in range(count):
-                y[j] = <real> NAN
+                y[j] = <real> row.constant
         store(row.y, row.y_row, i, count, y, row.streaming)
         i += count
     if row.streaming:
@@ -331,9 +400,9 @@ cdef void begin(Row *row) noexcept nogil:
 
 cdef void anchor(Row *row, double maximum, const real *unused) noexcept nogil:
     """Make the passes that come relative to the maximum."""
-    row.base = exponent_of(maximum)
+    row.base = exponent_of(scaled(row, maximum))
     row.shift = 0
-    if fabs(row.base) > exponent_limit(unused):  # then x - max is exact, or its exp is 0
+    if fabs(row.base) > exponent_limit(<real> row.scale):  # then x - max is exact, or its exp is 0
         row.base = 0
         row.shift = maximum
 
@@ -347,11 +416,13 @@ cdef inline void invert(Row *row, const Sum *total) noexcept nogil:
 
 
 cdef void softmax_from_maximum(Row *row, bint keep, real *unused) noexcept nogil:
-    """The first two of three passes: row.exponent, row.inverse.  Rows of NaN: inverse NaN."""
+    """The first two of three passes: row.exponent, row.inverse.  Rows of one value: inverse NaN,
+    row.constant."""
     cdef double maximum = reduce_largest(row, unused)
     cdef Sum total
     row.inverse = NAN
     row.exponent = 0
+    row.constant = row.vacant if maximum == -INFINITY else NAN
     if fabs(maximum) < INFINITY:
         anchor(row, maximum, unused)
         total = reduce(row, REDUCE_STOREEXP if keep else REDUCE_SUMEXP, unused)
@@ -360,9 +431,10 @@ cdef void softmax_from_maximum(Row *row, bint keep, real *unused) noexcept nogil
 
 cdef void softmax_from_sum(Row *row, const Sum *total, real *unused) noexcept nogil:
     """row.exponent, row.inverse from the extended sum.  Rows that only three passes can do get a
-    row.shift as well; rows of NaN an inverse of NaN."""
+    row.shift as well; rows of one value an inverse of NaN, and row.constant."""
     row.inverse = NAN
     row.exponent = 0
+    row.constant = row.vacant if total.high == 0 else NAN
     if total.too_high or (total.high == 0 and total.too_low):
         softmax_from_maximum(row, False, unused)
     elif 0 < total.high < INFINITY:
@@ -382,7 +454,7 @@ cdef void softmax_row(Row *row, Algorithm algorithm, real *unused) noexcept nogi
     else:
         softmax_from_maximum(row, keep, unused)
     if row.inverse != row.inverse:
-        run_pass(row, MAP_NAN, unused)
+        run_pass(row, MAP_CONSTANT, unused)
     else:
         run_pass(row, MAP_RESCALE if keep else MAP_SCALEEXTEXP, unused)
 
@@ -390,7 +462,7 @@ cdef void softmax_row(Row *row, Algorithm algorithm, real *unused) noexcept nogi
 # log_softmax, logsumexp -------------------------------------------------------------------------
 
 cdef Py_ssize_t position_of(const Row *row, double value, real *unused) noexcept nogil:
-    """First position of `value`, known to be in the row and the largest of its chunk."""
+    """First position of reduce_largest()'s `value`."""
     cdef char space[BLOCK_BYTES + LINE_BYTES]
     cdef real *buffer = <real *> aligned(space)
     cdef const real *x
@@ -400,7 +472,7 @@ cdef Py_ssize_t position_of(const Row *row, double value, real *unused) noexcept
     i = index * row.chunk
     while i < row.n:
         count = row.n - i if row.n - i < block else block
-        x = load(row.x, row.x_row, i, count, buffer)
+        x = read(row, i, count, buffer)
         for j in range(count):
             if x[j] == value:
                 return i + j
@@ -417,9 +489,9 @@ cdef void sum_in_two(double a, double b, double *high, double *low) noexcept nog
 
 cdef bint dominated(Row *row, const Sum *total, real *unused) noexcept nogil:
     """Whether one element holds a large share of the sum; then log sum = high + low with high the
-    element and low = log1p(rest / exp(element)), accurate however small it is."""
+    element and low = log1p(others / exp(element)), accurate however small it is."""
     cdef double largest, n, t, rest, reduced, exponent = total.exponent
-    cdef real as_real, unit_magic
+    cdef real as_real, unit_magic, scale = <real> row.scale
     cdef Sum others
     # exp(x) < sqrt(2) * 2**top. A cheap no, and no is the usual answer.
     if power(total.top - exponent) < 0.25 * total.high:
@@ -427,8 +499,8 @@ cdef bint dominated(Row *row, const Sum *total, real *unused) noexcept nogil:
     largest = reduce_largest(row, unused)
     as_real = <real> largest
     set_magic(0, &unit_magic)
-    n = rounded(as_real, unit_magic) - unit_magic
-    t = mantissa(as_real, <real> n) * power(n - exponent)
+    n = rounded_at(as_real, unit_magic, scale != 0, scale) - unit_magic
+    t = mantissa_at(as_real, <real> n, scale != 0, scale) * power(n - exponent)
     if t < 0.4 * total.high:
         return False
     rest = (total.high - t) + total.low
@@ -438,22 +510,26 @@ cdef bint dominated(Row *row, const Sum *total, real *unused) noexcept nogil:
         row.skip = -1
         rest = others.high + others.low
         exponent = others.exponent
-    reduced = fma(n, -LN2_HIGH_F64, largest) - n * LN2_LOW_F64
-    row.high = largest
+    set_high(row, largest, unused)
+    reduced = (fma(n, -LN2_HIGH_F64, row.high) + row.rest) - n * LN2_LOW_F64
     # ldexp, because the ratio may lie just above the smallest normal number and 2**k below it.
     row.low = log1p(ldexp(rest / exp(reduced), <int> (exponent - n)))
     return True
 
 
 cdef void log_from_sum(Row *row, const Sum *sum, real *unused) noexcept nogil:
-    """row.high + row.low = log of the extended sum."""
+    """row.high + row.rest + row.low = log of the extended sum."""
     cdef Sum total = sum[0]
+    cdef double largest
+    row.rest = 0
     row.low = 0
     if total.too_high or (total.high == 0 and total.too_low):
-        row.high = reduce_largest(row, unused)
-        if fabs(row.high) < INFINITY:
-            anchor(row, row.high, unused)
+        largest = reduce_largest(row, unused)
+        row.high = largest
+        if fabs(largest) < INFINITY:
+            anchor(row, largest, unused)
             total = reduce(row, REDUCE_SUMEXP, unused)
+            set_high(row, largest, unused)
             row.low = log(total.high) + total.exponent * M_LN2
             begin(row)
     elif not total.high < INFINITY:
@@ -472,12 +548,15 @@ cdef void log_from_sum(Row *row, const Sum *sum, real *unused) noexcept nogil:
 
 
 cdef void split_total(Row *row, real *unused) noexcept nogil:
-    """Make row.high a number of the kernel's own type, for MAP_SUBTRACT; NaN for an infinity."""
-    cdef double total = row.high + row.low
+    """Make row.high a number of the kernel's own type, for MAP_SUBTRACT; NaN for an infinity, and
+    row.constant."""
+    cdef double total = row.high + (row.rest + row.low)
+    row.constant = row.vacant if total == -INFINITY else NAN
     if not fabs(total) < INFINITY:
         row.high = NAN
     elif <double> <real> row.high != row.high:
         row.high = <real> total
+        row.rest = 0
         row.low = total - row.high
 
 
@@ -487,7 +566,7 @@ cdef void log_softmax_row(Row *row, real *unused) noexcept nogil:
     total = reduce(row, REDUCE_EXTEXP, unused)
     log_from_sum(row, &total, unused)
     split_total(row, unused)
-    run_pass(row, MAP_NAN if row.high != row.high else MAP_SUBTRACT, unused)
+    run_pass(row, MAP_CONSTANT if row.high != row.high else MAP_SUBTRACT, unused)
 
 
 cdef void logsumexp_from_sum(Row *row, const Sum *total, real *unused) noexcept nogil:
@@ -497,7 +576,7 @@ cdef void logsumexp_from_sum(Row *row, const Sum *total, real *unused) noexcept 
     cdef Sum precise
     cdef const Operand *x = row.x
     log_from_sum(row, total, unused)
-    result = row.high + row.low
+    result = row.high + (row.rest + row.low)
     if real is float:
         if fabs(result) < 0.5:
             # Float terms leave an absolute error of 2**-24, much for a result near 0.
@@ -507,7 +586,7 @@ cdef void logsumexp_from_sum(Row *row, const Sum *total, real *unused) noexcept 
             precise = reduce(row, REDUCE_EXTEXP, <double *> NULL)
             log_from_sum(row, &precise, <double *> NULL)
             row.x = x
-            result = row.high + row.low
+            result = row.high + (row.rest + row.low)
     scatter_kind(row.y.kind, row.y_row, 0, 1, &result)
 
 

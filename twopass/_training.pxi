@@ -339,7 +339,7 @@ cdef void cross_entropy_row(
         return
     base = exponent_of(logit)
     if (others.too_high or (others.high == 0 and others.too_low)
-            or not fabs(base) <= exponent_limit(unused)):
+            or not fabs(base) <= exponent_limit(<real> 0)):
         # Elements, or a label, that only sums relative to the maximum can do.
         maximum = reduce_largest(row, unused)
         if not fabs(maximum) < INFINITY:
@@ -394,10 +394,10 @@ cdef void gradient_blocks(
         else:
             x = load(row.x, row.x_row, i, count, buffer)
             careful = careful or not block_map(
-                x, y, count, row.exponent, inverse, inverse_low)
+                x, y, count, row.exponent, <real> 0, inverse, inverse_low)
             if careful:
                 block_clamped_map(
-                    x, y, count, row.exponent, <real> row.shift, inverse, inverse_low)
+                    x, y, count, row.exponent, <real> 0, <real> row.shift, inverse, inverse_low)
         if adjusted and not slope.filled:
             block_adjust(y, count, <real> slope.factor, normal_or_zero(slope.offset, unused))
         if i <= label < i + count and not slope.filled:
@@ -573,11 +573,12 @@ cdef void block_exp(
     cdef real inverse = <real> scale.inverse
     cdef real inverse_low = <real> (scale.inverse - inverse + scale.inverse_low)
     careful[0] = careful[0] or not block_map(
-        y, out, n, scale.exponent, inverse, inverse_low)
+        y, out, n, scale.exponent, <real> 0, inverse, inverse_low)
     if not careful[0]:
         return
     if block_max(y, n) < 1:
-        block_clamped_map(y, out, n, scale.exponent, <real> 0, inverse, inverse_low)
+        block_clamped_map(
+            y, out, n, scale.exponent, <real> 0, <real> 0, inverse, inverse_low)
         return
     # No logarithm of a probability, or NaN: what the loops cannot do, libm can.
     for i in range(n):

@@ -5,8 +5,11 @@
 ctypedef struct Weighted:
     const Operand *x
     const Operand *b
+    const Operand *mask  # NULL: there is none
     const char *x_row
     const char *b_row
+    const char *mask_row
+    double scale      # 1: none
     Py_ssize_t n
     Py_ssize_t chunk
     Py_ssize_t n_chunks
@@ -17,10 +20,19 @@ ctypedef struct Weighted:
     Py_ssize_t skip   # an element that is left out, or -1
 
 
+cdef void scale_block(double *x, Py_ssize_t n, double scale) noexcept nogil:
+    """x *= scale, rounded; by 0 infinities stay as they are."""
+    cdef Py_ssize_t i
+    if scale == 1:
+        return
+    for i in range(n):
+        x[i] = x[i] if scale == 0 and x[i] - x[i] != 0 else x[i] * scale
+
+
 cdef Py_ssize_t load_weighted(
     const Weighted *row, Py_ssize_t start, Py_ssize_t stop, double *x, double *b
 ) noexcept nogil:
-    """Copy the next block of both; x is -inf where it does not count.  Returns its length."""
+    """Copy the next block of both; x scaled, -inf where it does not count.  Returns its length."""
     cdef Py_ssize_t j, count = BLOCK_DOUBLES
     cdef const double *from_x
     cdef const double *from_b
@@ -29,7 +41,12 @@ cdef Py_ssize_t load_weighted(
     from_b = load(row.b, row.b_row, start, count, b)
     for j in range(count):
         b[j] = from_b[j]
-        x[j] = -INFINITY if from_b[j] == 0 or start + j == row.skip else from_x[j]
+        x[j] = from_x[j]
+    scale_block(x, count, row.scale)
+    if row.mask != NULL:
+        blank(row.mask, row.mask_row, start, count, b, <double> 0)
+    for j in range(count):
+        x[j] = -INFINITY if b[j] == 0 or start + j == row.skip else x[j]
     return count
 
 
@@ -55,7 +72,8 @@ cdef void weighted_chunk(const Weighted *row, bint maximum, Py_ssize_t index) no
             if value != value:
                 return
         else:
-            block_clamped_terms(<const double *> x, terms, count, 0, row.shift, &part)
+            block_clamped_terms(
+                <const double *> x, terms, count, 0, <double> 0, row.shift, &part)
             for j in range(count):
                 value = terms[j] * b[j] if b[j] != 0 else 0
                 two_sum(&out.high, &out.low, value)
@@ -133,6 +151,7 @@ cdef double log_weighted(Weighted *row, double *sign) noexcept nogil:
     rest = weighted_total(row, &unused_top, &unused_position)
     row.skip = -1
     gather(row.x, row.x_row, position, 1, &x)
+    scale_block(&x, 1, row.scale)
     gather(row.b, row.b_row, position, 1, &b)
     rest /= b * exp(x - row.shift)
     if rest < -0.5:  # terms of both signs, none of which is most of the sum
