@@ -51,7 +51,7 @@ def _mode(value):
 def _inputs(dtype):
     """Rows that take the fast loops, the careful ones, three passes, log1p; and special values."""
     rng = np.random.default_rng(5)
-    normal = rng.normal(0, 4, 50_000)
+    normal = rng.normal(0, 4, 35_000)
     masked = np.where(rng.random(3000) < 0.3, -np.inf, rng.uniform(-1000, 1000, 3000))
     dominant = rng.normal(0, 1, 300)
     dominant[7] = 40
@@ -104,7 +104,6 @@ def test_the_callers_mode_changes_no_bit(level, dtype, mode):
 def test_modes_of_other_threads(level, dtype):
     """Threads that OpenMP started in another mode compute in the default one, too."""
     x = _inputs(dtype)[0]
-    y = np.resize(x, (40, 1000))
     expected = [twopass.softmax(x), *_results(x, 4)]
     found = []
 
@@ -114,7 +113,6 @@ def test_modes_of_other_threads(level, dtype):
         found.append(twopass.softmax(x, n_threads=4))
         found.extend(_results(x, 4))
 
-    assert y.size  # rows, columns and one row, all by four threads
     thread = threading.Thread(target=call)
     thread.start()
     thread.join()
@@ -289,7 +287,7 @@ calls = [
 hard = resource.getrlimit(resource.RLIMIT_AS)[1]
 for arguments in calls:
     fails(*arguments, 1 << 30)  # threads and caches are there before memory is short
-    print(*sorted({fails(*arguments, extra) for extra in range(0, 6 << 20, 1 << 18)}))
+    print(*sorted({fails(*arguments, extra) for extra in range(0, 3 << 20, 1 << 16)}))
 """
 
 
