@@ -138,7 +138,7 @@ def columns(at):
         shapes = [(n, 9) for n in heights]
         layouts = [(0, 1)]
         if kind == "normal" and dtype != "f2":
-            shapes += [(n, width) for n in (2, 5) for width in range(8, 601)]
+            shapes += [(2, width) for width in range(8, 601)]
             layouts += [(3, 1), (0, -1)]
         for (n, width), (gap, sign) in product(shapes, layouts):
             at(dtype, kind, x_memory.end, n, width, gap, sign)
