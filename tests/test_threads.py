@@ -104,42 +104,6 @@ def test_extra_memory(python, call):
     assert int(result.stdout) < 2 * 1024  # KiB, two threads
 
 
-def test_fork_after_threads(python):
-    """A child of a process that has used threads computes, on one thread, and does not hang."""
-    result = python("""
-import os, sys, warnings
-import numpy as np, twopass
-warnings.simplefilter("ignore")
-x = np.linspace(-3, 3, 200_000)
-expected = twopass.softmax(x, n_threads=2)
-child = os.fork()
-if child == 0:
-    same = np.array_equal(twopass.softmax(x, n_threads=2), expected)
-    same &= np.array_equal(twopass.softmax(x), expected)
-    same &= twopass.plan(x.shape, n_threads=2).n_threads == 1
-    os._exit(0 if same else 3)
-_, status = os.waitpid(child, 0)
-assert np.array_equal(twopass.softmax(x, n_threads=2), expected)
-sys.exit(os.waitstatus_to_exitcode(status))
-""", timeout=60)  # fmt: skip
-    assert result.returncode == 0, result.stderr
-
-
-def test_fork_before_threads(python):
-    """A child of a process that has not used threads may use them."""
-    result = python("""
-import os, sys
-import numpy as np, twopass
-x = np.linspace(-3, 3, 200_000)
-child = os.fork()
-if child == 0:
-    twopass.softmax(x, n_threads=2)
-    os._exit(0 if twopass.plan(x.shape, n_threads=2).n_threads == 2 else 3)
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-""", timeout=60)  # fmt: skip
-    assert result.returncode == 0, result.stderr
-
-
 def _needs_openmp():
     if not twopass.isa.kernels().compute.OPENMP:
         pytest.skip("built without OpenMP")

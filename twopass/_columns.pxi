@@ -498,13 +498,16 @@ cdef void column_chunk_map(const Columns *block, Py_ssize_t index, real *unused)
 
 cdef void run_columns(Columns *block, bint reduce_only, real *unused) noexcept nogil:
     cdef Py_ssize_t index, j
+    cdef Environment callers
     set_scales(block, <real *> block.parameters)
     if block.n_threads == 1:
         for index in range(block.n_chunks):
             column_chunk_sums(block, index, unused)
     else:
         for index in prange(block.n_chunks, num_threads=block.n_threads, schedule="static"):
+            callers = enter()
             column_chunk_sums(block, index, unused)
+            leave(callers)
     for j in range(block.width):
         normalise(&block.partials[j])
     for index in range(1, block.n_chunks):
@@ -524,4 +527,6 @@ cdef void run_columns(Columns *block, bint reduce_only, real *unused) noexcept n
             column_chunk_map(block, index, unused)
     else:
         for index in prange(block.n_chunks, num_threads=block.n_threads, schedule="static"):
+            callers = enter()
             column_chunk_map(block, index, unused)
+            leave(callers)

@@ -264,7 +264,7 @@ class ExtendedSum:
         >>> twopass.ExtendedSum().logsumexp()
         np.float64(-inf)
         """
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", under="ignore"):
             return self._parts()[..., 4].astype(self.dtype)[()]
 
     def softmax(

@@ -5,7 +5,8 @@
 Compiled once per level (meson.build); twopass.isa chooses.  Design, after Dukhan and Ablavatski,
 The Two-Pass Softmax Algorithm, arXiv:2001.04438:
 
-a. Layers, one file each: the exponential (_exp.pxi), memory (_memory.pxi), arrays as rows
+a. Layers, one file each: the floating-point environment (_environment.pxi), the exponential
+   (_exp.pxi), memory (_memory.pxi), arrays as rows
    (_operands.pxi), loops over a block in L1 (_blocks.pxi), passes and algorithms over rows
    (_rows.pxi), sums of pieces of rows (_partial.pxi),
    the same along another axis (_columns.pxi), weights (_weighted.pxi), losses and
@@ -14,13 +15,15 @@ b. Contracts: arguments were validated by the caller, n >= 1, y is x or does not
    Kernels never fail; only the workspace can be refused (MemoryError, y untouched).
 c. Special values: a NaN in a row or +inf makes the row NaN, -inf gives 0, only -inf gives NaN.
    logsumexp: NaN, +inf, nothing, -inf.
-d. The GIL is released while a kernel runs.
+d. The GIL is released while a kernel runs, and the floating-point environment is the default one.
 """
 
 cimport numpy as cnp
+from cython.parallel cimport threadid
 from libc.math cimport frexp
 from libc.string cimport memset
 
+include "_environment.pxi"
 include "_exp.pxi"
 include "_memory.pxi"
 include "_operands.pxi"
@@ -42,9 +45,16 @@ cdef extern from *:
     #define TWOPASS_OPENMP 0
     #define omp_get_max_threads() 1
     #endif
+    /* GNU OpenMP's; LLVM's sees to its threads at a fork by itself. */
+    #if TWOPASS_OPENMP && defined(__GNUC__) && !defined(__clang__)
+    #define twopass_end_threads() ((void) omp_pause_resource_all(omp_pause_soft))
+    #else
+    #define twopass_end_threads() ((void) 0)
+    #endif
     """
     const int TWOPASS_OPENMP
     int omp_get_max_threads() noexcept nogil
+    void twopass_end_threads() noexcept nogil
 
 
 HAS_FMA = bool(TWOPASS_HAS_FMA)
@@ -94,6 +104,14 @@ SUM_FIELDS = [
 def max_threads():
     """What OpenMP would use: OMP_NUM_THREADS, omp_set_num_threads() or threadpoolctl's limit."""
     return omp_get_max_threads()
+
+
+def end_threads():
+    """End the threads that wait for this one's next call, which then starts new ones.
+
+    Before a fork: they are not there in the child, and GNU OpenMP would wait for them forever.
+    """
+    twopass_end_threads()
 
 
 # Arrays as operands -----------------------------------------------------------------------------
@@ -159,6 +177,25 @@ cdef inline Kind compute_kind(Kind kind) noexcept:
     return KIND_F32 if kind in (KIND_F32, KIND_F16, KIND_BF16) else KIND_F64
 
 
+# Workspaces -------------------------------------------------------------------------------------
+
+ctypedef struct Workspaces:
+    # One per thread, all there before any of them writes a result.
+    char *first
+    Py_ssize_t bytes
+
+
+cdef bint get_workspaces(Workspaces *spaces, Py_ssize_t bytes, int count) noexcept nogil:
+    """False: no memory.  To be freed at `first`."""
+    spaces.bytes = (bytes + LINE_BYTES - 1) // LINE_BYTES * LINE_BYTES
+    spaces.first = <char *> malloc(spaces.bytes * count)
+    return spaces.first != NULL
+
+
+cdef inline char *workspace_of(const Workspaces *spaces, int thread) noexcept nogil:
+    return spaces.first + thread * spaces.bytes
+
+
 # Rows -------------------------------------------------------------------------------------------
 
 ctypedef struct Call:
@@ -190,16 +227,13 @@ cdef Py_ssize_t workspace_bytes(const Call *call, Py_ssize_t itemsize) noexcept 
     return bytes + 4 * LINE_BYTES
 
 
-cdef bint run_rows(
-    const Call *call, Py_ssize_t first, Py_ssize_t last, real *unused
+cdef void run_rows(
+    const Call *call, Py_ssize_t first, Py_ssize_t last, char *workspace, real *unused
 ) noexcept nogil:
-    """Rows first ... last.  False: no memory."""
-    cdef char *workspace = <char *> malloc(workspace_bytes(call, sizeof(real)))
+    """Rows first ... last."""
     cdef char *free_space
     cdef Row row
     cdef Py_ssize_t index
-    if workspace == NULL:
-        return False
     memset(&row, 0, sizeof(Row))
     row.x = call.x
     row.y = call.y
@@ -239,20 +273,28 @@ cdef bint run_rows(
             add_row(&row, &call.sums[index], unused)
         else:
             map_row(&row, &call.sums[index], call.operation == LOG_SOFTMAX_BY_SUMS, unused)
-    free(workspace)
-    return True
 
 
 cdef bint share_rows(const Call *call, real *unused) noexcept nogil:
-    cdef int failures = 0
+    """False: no memory, and nothing was written."""
+    cdef Workspaces spaces
+    cdef Environment callers
     cdef Py_ssize_t rows = call.n_rows, part, parts
-    if call.inside or call.n_threads == 1:
-        return run_rows(call, 0, rows, unused)
-    parts = parts_of(call.n_threads, rows, call.n)
-    for part in prange(parts, num_threads=call.n_threads, schedule="dynamic"):
-        failures += not run_rows(
-            call, share(rows, part, parts), share(rows, part + 1, parts), unused)
-    return failures == 0
+    cdef int n_threads = 1 if call.inside else call.n_threads
+    if not get_workspaces(&spaces, workspace_bytes(call, sizeof(real)), n_threads):
+        return False
+    if n_threads == 1:
+        run_rows(call, 0, rows, spaces.first, unused)
+    else:
+        parts = parts_of(n_threads, rows, call.n)
+        for part in prange(parts, num_threads=n_threads, schedule="dynamic"):
+            callers = enter()
+            run_rows(
+                call, share(rows, part, parts), share(rows, part + 1, parts),
+                workspace_of(&spaces, threadid()), unused)
+            leave(callers)
+    free(spaces.first)
+    return True
 
 
 cdef inline Py_ssize_t parts_of(int n_threads, Py_ssize_t tasks, Py_ssize_t size) noexcept nogil:
@@ -298,6 +340,7 @@ def rows(
     """
     cdef Operand x_operand, y_operand, mask
     cdef Call call
+    cdef Environment callers
     cdef bint done
     cdef Kind native = compute_kind(kind_of(x))
     fill_operand(&x_operand, x, n_reduced, native)
@@ -316,10 +359,12 @@ def rows(
     call.n_threads = n_threads
     call.inside = inside
     with nogil:
+        callers = enter()
         if native == KIND_F32:
             done = share_rows(&call, <float *> NULL)
         else:
             done = share_rows(&call, <double *> NULL)
+        leave(callers)
     if not done:
         raise MemoryError("no memory for the kernel's workspace")
 
@@ -346,6 +391,7 @@ def partial(
     """
     cdef Operand x_operand, y_operand
     cdef Call call
+    cdef Environment callers
     cdef bint done
     cdef Kind native = KIND_F32 if single else KIND_F64
     fill_operand(&x_operand, x, n_reduced, native)
@@ -364,10 +410,12 @@ def partial(
     call.n_threads = n_threads
     call.inside = inside
     with nogil:
+        callers = enter()
         if single:
             done = share_rows(&call, <float *> NULL)
         else:
             done = share_rows(&call, <double *> NULL)
+        leave(callers)
     if not done:
         raise MemoryError("no memory for the kernel's workspace")
 
@@ -377,12 +425,15 @@ def merge_sums(cnp.ndarray sums not None, cnp.ndarray others not None, bint sing
     cdef Extended *to = <Extended *> cnp.PyArray_DATA(sums)
     cdef const Extended *source = <const Extended *> cnp.PyArray_DATA(others)
     cdef Py_ssize_t i, n = cnp.PyArray_SIZE(sums)
+    cdef Environment callers
     with nogil:
+        callers = enter()
         for i in range(n):
             if single:
                 merge_extended(&to[i], &source[i], <float *> NULL)
             else:
                 merge_extended(&to[i], &source[i], <double *> NULL)
+        leave(callers)
 
 
 def round_sums(cnp.ndarray sums not None, cnp.ndarray parts not None, bint single):
@@ -392,7 +443,9 @@ def round_sums(cnp.ndarray sums not None, cnp.ndarray parts not None, bint singl
     cdef Py_ssize_t i, n = cnp.PyArray_SIZE(sums)
     cdef Sum total
     cdef double high, low
+    cdef Environment callers
     with nogil:
+        callers = enter()
         for i in range(n):
             round_exact(&source[i].total, &total)
             if single:
@@ -408,6 +461,7 @@ def round_sums(cnp.ndarray sums not None, cnp.ndarray parts not None, bint singl
             to[5 * i + 2] = total.exponent
             to[5 * i + 3] = source[i].shift
             to[5 * i + 4] = high + low
+        leave(callers)
 
 
 def weighted(
@@ -421,6 +475,7 @@ def weighted(
     cdef Call options
     cdef Weighted row
     cdef double result, result_sign
+    cdef Environment callers
     cdef Py_ssize_t index
     cdef char *workspace
     fill_operand(&x_operand, x, n_reduced, KIND_F64)
@@ -435,13 +490,14 @@ def weighted(
     row.n = n
     row.chunk = chunk_length(n)
     row.n_chunks = (n - 1) // row.chunk + 1
-    row.n_threads = n_threads
+    row.n_threads = <int> min(n_threads, row.n_chunks)
     workspace = <char *> malloc(row.n_chunks * (sizeof(Sum) + sizeof(double)))
     if workspace == NULL:
         raise MemoryError("no memory for the kernel's workspace")
     row.partials = <Sum *> workspace
     row.largest = <double *> (workspace + row.n_chunks * sizeof(Sum))
     with nogil:
+        callers = enter()
         for index in range(n_rows):
             row.x_row = row_of(&x_operand, index)
             row.b_row = row_of(&b_operand, index)
@@ -452,6 +508,7 @@ def weighted(
             result = log_weighted(&row, &result_sign)
             scatter_kind(y_operand.kind, row_of(&y_operand, index), 0, 1, &result)
             scatter_kind(sign_operand.kind, row_of(&sign_operand, index), 0, 1, &result_sign)
+        leave(callers)
     free(workspace)
 
 
@@ -462,9 +519,16 @@ cdef inline Py_ssize_t lead_of(const Call *call) noexcept nogil:
     return <uintptr_t> call.y.data % LINE_BYTES // call.y.itemsize
 
 
-cdef bint run_columns_range(
+cdef Py_ssize_t columns_bytes(const Columns *block, Py_ssize_t itemsize) noexcept nogil:
+    """The workspace of one thread."""
+    cdef Py_ssize_t row_chunks = (block.n - 1) // chunk_length(block.n) + 1
+    return (block.n_chunks * COLUMNS * sizeof(Sum) + 6 * COLUMNS * itemsize
+            + row_chunks * (sizeof(Sum) + sizeof(double)))
+
+
+cdef void run_columns_range(
     const Call *call, const Columns *template, Py_ssize_t first, Py_ssize_t last,
-    Py_ssize_t inner, real *unused
+    Py_ssize_t inner, char *workspace, real *unused
 ) noexcept nogil:
     """Blocks first ... last, numbered through the outer axes and the blocks of columns."""
     cdef Py_ssize_t lead = lead_of(call)
@@ -473,11 +537,6 @@ cdef bint run_columns_range(
     cdef Columns block = template[0]
     cdef Row row
     cdef Py_ssize_t row_chunk = chunk_length(block.n), row_chunks = (block.n - 1) // row_chunk + 1
-    cdef char *workspace = <char *> malloc(
-        chunks * COLUMNS * sizeof(Sum) + 6 * COLUMNS * sizeof(real)
-        + row_chunks * (sizeof(Sum) + sizeof(double)))
-    if workspace == NULL:
-        return False
     memset(&row, 0, sizeof(Row))
     row.x = call.x
     row.y = call.y
@@ -507,24 +566,31 @@ cdef bint run_columns_range(
         if call.scales != NULL:
             block.scales = call.scales + (task // per_outer * inner + j) * call.scale_step
         run_columns(&block, call.operation == LOGSUMEXP, unused)
-    free(workspace)
-    return True
 
 
 cdef bint share_columns(
     const Call *call, const Columns *template, Py_ssize_t inner, real *unused
 ) noexcept nogil:
-    cdef int failures = 0
+    """False: no memory, and nothing was written."""
+    cdef Workspaces spaces
+    cdef Environment callers
     cdef Py_ssize_t lead = lead_of(call)
     cdef Py_ssize_t tasks = call.n_rows * ((inner + lead - 1) // COLUMNS + 1), part, parts
-    if call.inside or call.n_threads == 1:
-        return run_columns_range(call, template, 0, tasks, inner, unused)
-    parts = parts_of(call.n_threads, tasks, template.n * COLUMNS)
-    for part in prange(parts, num_threads=call.n_threads, schedule="dynamic"):
-        failures += not run_columns_range(
-            call, template, share(tasks, part, parts), share(tasks, part + 1, parts), inner,
-            unused)
-    return failures == 0
+    cdef int n_threads = 1 if call.inside else call.n_threads
+    if not get_workspaces(&spaces, columns_bytes(template, sizeof(real)), n_threads):
+        return False
+    if n_threads == 1:
+        run_columns_range(call, template, 0, tasks, inner, spaces.first, unused)
+    else:
+        parts = parts_of(n_threads, tasks, template.n * COLUMNS)
+        for part in prange(parts, num_threads=n_threads, schedule="dynamic"):
+            callers = enter()
+            run_columns_range(
+                call, template, share(tasks, part, parts), share(tasks, part + 1, parts), inner,
+                workspace_of(&spaces, threadid()), unused)
+            leave(callers)
+    free(spaces.first)
+    return True
 
 
 cdef int column_line(Operand *operand, cnp.ndarray array) except -1:
@@ -549,6 +615,7 @@ def columns(
     cdef Operand x_operand, y_operand, mask
     cdef Columns block
     cdef Call call
+    cdef Environment callers
     cdef bint done
     cdef int ndim = cnp.PyArray_NDIM(x)
     cdef Py_ssize_t inner = cnp.PyArray_DIM(x, ndim - 1)
@@ -590,10 +657,12 @@ def columns(
     block.streaming = streaming
     block.overwrites = x_operand.data == y_operand.data
     with nogil:
+        callers = enter()
         if native == KIND_F32:
             done = share_columns(&call, &block, inner, <float *> NULL)
         else:
             done = share_columns(&call, &block, inner, <double *> NULL)
+        leave(callers)
     if not done:
         raise MemoryError("no memory for the kernel's workspace")
 
@@ -614,7 +683,9 @@ def cross_entropy(
     """
     cdef Operand x_operand, y_operand
     cdef Training call
-    cdef Total total
+    cdef Total sum
+    cdef double result
+    cdef Environment callers
     cdef bint done
     cdef Kind native = compute_kind(kind_of(logits))
     fill_operand(&x_operand, logits, 1, native)
@@ -637,14 +708,17 @@ def cross_entropy(
     call.n_threads = n_threads
     call.inside = inside
     with nogil:
+        callers = enter()
         if native == KIND_F32:
             done = share_training(&call, <float *> NULL)
         else:
             done = share_training(&call, <double *> NULL)
-        total = add_losses(call.losses, n_rows if done else 0)
+        sum = add_losses(call.losses, n_rows if done else 0)
+        result = sum.high + sum.low
+        leave(callers)
     if not done:
         raise MemoryError("no memory for the kernel's workspace")
-    return total.high + total.low
+    return result
 
 
 def backward(
@@ -655,6 +729,7 @@ def backward(
     """The backward pass of softmax or log_softmax, rows the last `n_reduced` axes."""
     cdef Operand y_operand, g_operand, out_operand
     cdef Backward call
+    cdef Environment callers
     cdef bint done
     cdef Kind native = compute_kind(kind_of(out))
     fill_operand(&y_operand, y, n_reduced, native)
@@ -674,10 +749,12 @@ def backward(
     call.n_threads = n_threads
     call.inside = inside
     with nogil:
+        callers = enter()
         if native == KIND_F32:
             done = share_backward(&call, <const float *> NULL)
         else:
             done = share_backward(&call, <const double *> NULL)
+        leave(callers)
     if not done:
         raise MemoryError("no memory for the kernel's workspace")
 
@@ -710,6 +787,7 @@ def single_pass(
     cdef int shift
     cdef Kind native = kind_of(x)
     cdef Pass number = <Pass> which
+    cdef Environment callers
     cdef char *workspace
     clear(&total)
     fill_operand(&x_operand, x, 1, native)
@@ -722,12 +800,18 @@ def single_pass(
     row.n = cnp.PyArray_DIM(x, 0)
     row.chunk = chunk_length(row.n)
     row.n_chunks = (row.n - 1) // row.chunk + 1
-    row.n_threads = n_threads
+    row.n_threads = <int> min(n_threads, row.n_chunks)
     row.streaming = streaming
     row.overwrites = row.x_row == row.y_row and number != MAP_RESCALE and number != MAP_SCALE
     row.terms = row.y_row
     row.refs = NULL if refs is None else <double *> cnp.PyArray_DATA(refs)
     row.skip = -1
+    workspace = <char *> malloc(row.n_chunks * (sizeof(Sum) + sizeof(double)))
+    if workspace == NULL:
+        raise MemoryError("no memory for the kernel's workspace")
+    row.partials = <Sum *> workspace
+    row.largest = <double *> (workspace + row.n_chunks * sizeof(Sum))
+    callers = enter()
     # The loops want a factor between 1/2 and 1.
     row.inverse = frexp(scale, &shift)
     row.exponent = exponent - shift
@@ -742,22 +826,18 @@ def single_pass(
     if row.shift == 0 and number == MAP_SCALEEXP:
         row.inverse = frexp(row.inverse * exp_of_rest(row.base, maximum), &shift)
         row.exponent += row.base - shift
-    workspace = <char *> malloc(row.n_chunks * (sizeof(Sum) + sizeof(double)))
-    if workspace == NULL:
-        raise MemoryError("no memory for the kernel's workspace")
-    row.partials = <Sum *> workspace
-    row.largest = <double *> (workspace + row.n_chunks * sizeof(Sum))
     with nogil:
         if native == KIND_F32:
             run_single(&row, number, <float *> NULL, &total, &largest)
         else:
             run_single(&row, number, <double *> NULL, &total, &largest)
-    free(workspace)
     mantissa = total.high + total.low
     if number == REDUCE_SUMEXP or number == REDUCE_STOREEXP:
         total.exponent -= row.base
     if row.shift == 0 and number == REDUCE_SUMEXP:
         mantissa *= exp_of_rest(row.base, maximum)
+    leave(callers)
+    free(workspace)
     return largest, mantissa, total.exponent
 
 
@@ -780,9 +860,11 @@ def exp_parts(
     cdef Kind kind = kind_of(x)
     cdef float magic32
     cdef double magic64
+    cdef Environment callers
     set_magic(0, &magic32)
     set_magic(0, &magic64)
     with nogil:
+        callers = enter()
         if kind == KIND_F32:
             for i in range(n):
                 e32[i] = rounded(x32[i], magic32) - magic32
@@ -791,3 +873,4 @@ def exp_parts(
             for i in range(n):
                 e64[i] = rounded(x64[i], magic64) - magic64
                 m64[i] = mantissa(x64[i], e64[i])
+        leave(callers)

@@ -357,13 +357,16 @@ cdef void run_chunk(const Row *row, Pass which, Py_ssize_t index, real *unused) 
 cdef void run_pass(const Row *row, Pass which, real *unused) noexcept nogil:
     """One pass over the whole row, its chunks shared out among the threads."""
     cdef Py_ssize_t index
+    cdef Environment callers
     if row.n_threads == 1:
         for index in range(row.n_chunks):
             run_chunk(row, which, index, unused)
     else:
         # Static: each pass then finds in its thread's caches what the one before left there.
         for index in prange(row.n_chunks, num_threads=row.n_threads, schedule="static"):
+            callers = enter()
             run_chunk(row, which, index, unused)
+            leave(callers)
 
 
 cdef Sum reduce(const Row *row, Pass which, real *unused) noexcept nogil:

@@ -9,18 +9,17 @@ from twopass._machine import cpu_budget
 #: Elements that repay waking one more thread: about 5 microseconds of work.
 ELEMENTS_PER_THREAD = 16384
 
-_used_threads = False
-_forked = False
+#: Largest number that is obeyed. Where the system refuses a thread, GNU OpenMP ends the process.
+MAX_THREADS = 1024
 
 
-def _after_fork() -> None:
-    # GNU OpenMP's threads do not survive a fork, and starting them anew in the child hangs.
-    global _forked
-    _forked = _used_threads
+def _end_threads() -> None:
+    isa.kernels().compute.end_threads()
 
 
+# GNU OpenMP's threads do not survive a fork, and a child that relied on them would hang.
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_end_threads)
 
 
 def check(n_threads) -> int | None:
@@ -40,17 +39,12 @@ def thread_count(n_threads, elements: int) -> int:
     """Threads for a call over `elements` elements.
 
     None: OpenMP's maximum (OMP_NUM_THREADS, threadpoolctl), bounded by affinity and cgroup quota,
-    and so many that each has enough to do. A number is obeyed, but for one case: after a fork of a
-    process that has used threads there is one.
+    and so many that each has enough to do. A number is obeyed, up to `MAX_THREADS`.
     """
-    global _used_threads
     count = check(n_threads)
     if count is None:
         if elements < 2 * ELEMENTS_PER_THREAD:
             return 1
         count = min(isa.kernels().compute.max_threads(), cpu_budget())
         count = min(count, elements // ELEMENTS_PER_THREAD)
-    if _forked or count == 1:
-        return 1
-    _used_threads = True
-    return count
+    return min(count, MAX_THREADS)

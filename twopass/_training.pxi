@@ -270,13 +270,16 @@ cdef void training_chunk(
 cdef Sum sum_others(const Row *row, Total *logits, real *unused) noexcept nogil:
     """The only read of the row that a loss takes."""
     cdef Py_ssize_t index
+    cdef Environment callers
     cdef Sum total
     if row.n_threads == 1:
         for index in range(row.n_chunks):
             training_chunk(row, logits, index, unused)
     else:
         for index in prange(row.n_chunks, num_threads=row.n_threads, schedule="static"):
+            callers = enter()
             training_chunk(row, logits, index, unused)
+            leave(callers)
     total = row.partials[0]
     for index in range(1, row.n_chunks):
         combine(&total, &row.partials[index])
@@ -410,13 +413,16 @@ cdef void gradient_blocks(
 
 cdef void write_gradient(const Row *row, const Slope *slope, const real *unused) noexcept nogil:
     cdef Py_ssize_t index, start
+    cdef Environment callers
     if row.n_threads == 1:
         gradient_blocks(row, slope, 0, row.n, unused)
         return
     for index in prange(row.n_chunks, num_threads=row.n_threads, schedule="static"):
         start = index * row.chunk
+        callers = enter()
         gradient_blocks(
             row, slope, start, start + row.chunk if start + row.chunk < row.n else row.n, unused)
+        leave(callers)
 
 
 cdef void training_row(
@@ -460,21 +466,25 @@ cdef void training_row(
     write_gradient(row, &slope, <const real *> unused)
 
 
-cdef bint run_training(
-    const Training *call, Py_ssize_t first, Py_ssize_t last, real *unused
+cdef Py_ssize_t training_bytes(const Training *call, Py_ssize_t itemsize) noexcept nogil:
+    """The workspace of one thread."""
+    cdef Py_ssize_t n_chunks = (call.n - 1) // chunk_length(call.n) + 1
+    cdef Py_ssize_t bytes = n_chunks * (sizeof(Sum) + sizeof(Total) + sizeof(double))
+    if call.keep:
+        bytes += (call.n * itemsize // BLOCK_BYTES + 1) * sizeof(double)
+    if call.scratch:
+        bytes += call.n * itemsize
+    return bytes + 2 * LINE_BYTES
+
+
+cdef void run_training(
+    const Training *call, Py_ssize_t first, Py_ssize_t last, char *workspace, real *unused
 ) noexcept nogil:
-    """Rows first ... last.  False: no memory."""
+    """Rows first ... last."""
     cdef Py_ssize_t index, chunk = chunk_length(call.n), n_chunks = (call.n - 1) // chunk + 1
-    cdef Py_ssize_t n_refs = call.n * sizeof(real) // BLOCK_BYTES + 1 if call.keep else 0
-    cdef Py_ssize_t terms_bytes = call.n * sizeof(real) if call.scratch else 0
-    cdef char *workspace = <char *> malloc(
-        terms_bytes + 2 * LINE_BYTES + n_refs * sizeof(double)
-        + n_chunks * (sizeof(Sum) + sizeof(Total) + sizeof(double)))
     cdef char *free_space
     cdef Total *logits
     cdef Row row
-    if workspace == NULL:
-        return False
     memset(&row, 0, sizeof(Row))
     row.x = call.x
     row.y = call.y
@@ -487,27 +497,35 @@ cdef bint run_training(
     free_space = <char *> aligned(workspace)
     if call.scratch:
         row.terms = free_space
-        free_space = <char *> aligned(free_space + terms_bytes)
+        free_space = <char *> aligned(free_space + call.n * sizeof(real))
     row.partials = <Sum *> free_space
     logits = <Total *> (row.partials + n_chunks)
     row.largest = <double *> (logits + n_chunks)
     row.refs = row.largest + n_chunks
     for index in range(first, last):
         training_row(call, &row, logits, index, unused)
-    free(workspace)
-    return True
 
 
 cdef bint share_training(const Training *call, real *unused) noexcept nogil:
-    cdef int failures = 0
+    """False: no memory, and nothing was written."""
+    cdef Workspaces spaces
+    cdef Environment callers
     cdef Py_ssize_t rows = call.n_rows, part, parts
-    if call.inside or call.n_threads == 1:
-        return run_training(call, 0, rows, unused)
-    parts = parts_of(call.n_threads, rows, call.n)
-    for part in prange(parts, num_threads=call.n_threads, schedule="dynamic"):
-        failures += not run_training(
-            call, share(rows, part, parts), share(rows, part + 1, parts), unused)
-    return failures == 0
+    cdef int n_threads = 1 if call.inside else call.n_threads
+    if not get_workspaces(&spaces, training_bytes(call, sizeof(real)), n_threads):
+        return False
+    if n_threads == 1:
+        run_training(call, 0, rows, spaces.first, unused)
+    else:
+        parts = parts_of(n_threads, rows, call.n)
+        for part in prange(parts, num_threads=n_threads, schedule="dynamic"):
+            callers = enter()
+            run_training(
+                call, share(rows, part, parts), share(rows, part + 1, parts),
+                workspace_of(&spaces, threadid()), unused)
+            leave(callers)
+    free(spaces.first)
+    return True
 
 
 cdef Total add_losses(const double *losses, Py_ssize_t count) noexcept nogil:
@@ -641,12 +659,15 @@ cdef void backward_chunk(
 
 cdef void run_backward_pass(const Backward *row, bint sums, const real *unused) noexcept nogil:
     cdef Py_ssize_t index
+    cdef Environment callers
     if not row.inside:
         for index in range(row.n_chunks):
             backward_chunk(row, sums, index, unused)
     else:
         for index in prange(row.n_chunks, num_threads=row.n_threads, schedule="static"):
+            callers = enter()
             backward_chunk(row, sums, index, unused)
+            leave(callers)
 
 
 cdef void backward_row(Backward *row, const real *unused) noexcept nogil:
@@ -665,31 +686,37 @@ cdef void backward_row(Backward *row, const real *unused) noexcept nogil:
     run_backward_pass(row, False, unused)
 
 
-cdef bint run_backward(
-    const Backward *call, Py_ssize_t first, Py_ssize_t last, const real *unused
+cdef void run_backward(
+    const Backward *call, Py_ssize_t first, Py_ssize_t last, char *workspace, const real *unused
 ) noexcept nogil:
-    """Rows first ... last.  False: no memory."""
+    """Rows first ... last."""
     cdef Py_ssize_t index
     cdef Backward row = call[0]
-    row.partials = <Total *> malloc(row.n_chunks * sizeof(Total))
-    if row.partials == NULL:
-        return False
+    row.partials = <Total *> workspace
     for index in range(first, last):
         row.y_row = row_of(row.y, index)
         row.g_row = row_of(row.g, index)
         row.out_row = row_of(row.out, index)
         backward_row(&row, unused)
-    free(row.partials)
-    return True
 
 
 cdef bint share_backward(const Backward *call, const real *unused) noexcept nogil:
-    cdef int failures = 0
+    """False: no memory, and nothing was written."""
+    cdef Workspaces spaces
+    cdef Environment callers
     cdef Py_ssize_t rows = call.n_rows, part, parts
-    if call.inside or call.n_threads == 1:
-        return run_backward(call, 0, rows, unused)
-    parts = parts_of(call.n_threads, rows, call.n)
-    for part in prange(parts, num_threads=call.n_threads, schedule="dynamic"):
-        failures += not run_backward(
-            call, share(rows, part, parts), share(rows, part + 1, parts), unused)
-    return failures == 0
+    cdef int n_threads = 1 if call.inside else call.n_threads
+    if not get_workspaces(&spaces, call.n_chunks * sizeof(Total), n_threads):
+        return False
+    if n_threads == 1:
+        run_backward(call, 0, rows, spaces.first, unused)
+    else:
+        parts = parts_of(n_threads, rows, call.n)
+        for part in prange(parts, num_threads=n_threads, schedule="dynamic"):
+            callers = enter()
+            run_backward(
+                call, share(rows, part, parts), share(rows, part + 1, parts),
+                workspace_of(&spaces, threadid()), unused)
+            leave(callers)
+    free(spaces.first)
+    return True

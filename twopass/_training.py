@@ -453,12 +453,13 @@ def _cross_entropy(
             rows, labels, losses, slopes, scales, n_rows, classes, ignored, smoothing,
             *_loss_plan(x, n_rows, classes, slopes, n_threads),
         )  # fmt: skip
-    if reduction == "none":
-        loss = losses.astype(dtype).reshape(shape)[()]
-    elif reduction == "sum":
-        loss = dtype.type(total)
-    else:
-        loss = dtype.type(total / used if used else math.nan)
+    with np.errstate(over="ignore", under="ignore"):  # of the conversion
+        if reduction == "none":
+            loss = losses.astype(dtype).reshape(shape)[()]
+        elif reduction == "sum":
+            loss = dtype.type(total)
+        else:
+            loss = dtype.type(total / used if used else math.nan)
     return loss, result if out is None else out
 
 

@@ -85,11 +85,14 @@ cdef void weighted_chunk(const Weighted *row, bint maximum, Py_ssize_t index) no
 
 cdef void run_weighted(const Weighted *row, bint maximum) noexcept nogil:
     cdef Py_ssize_t index
+    cdef Environment callers
     for index in prange(
         row.n_chunks, num_threads=row.n_threads, schedule="static",
         use_threads_if=row.n_threads > 1
     ):
+        callers = enter()
         weighted_chunk(row, maximum, index)
+        leave(callers)
 
 
 cdef double weighted_total(const Weighted *row, double *top, Py_ssize_t *position) noexcept nogil:
