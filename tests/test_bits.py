@@ -218,6 +218,20 @@ def test_algorithms(level, dtype, kind):
             _assert_same(twopass.softmax(x, algorithm=algorithm), expected, (n, algorithm))
 
 
+def test_algorithms_at_ties(level, dtype):
+    """The same where x * log2 e, rounded, lies half way between integers, beside any other."""
+    log2e = dtype.type(np.log2(np.e))
+    half_way = np.arange(-200, 200) + dtype.type(0.5)
+    ties = (half_way / log2e).astype(dtype)
+    ties = ties[ties * log2e == half_way]
+    assert len(ties) > 100
+    for distance in (0, 0.7, 1, 1.4, 2):  # the sum's exponent is even or odd
+        for x in np.stack([ties - dtype.type(distance), ties], axis=1):
+            expected = twopass.softmax(x, algorithm="two_pass")
+            for algorithm in passes.ALGORITHMS:
+                _assert_same(twopass.softmax(x, algorithm=algorithm), expected, (x, algorithm))
+
+
 def test_algorithms_at_every_length(level, dtype):
     """The same for each length from 1 to 300."""
     for n in range(1, 301):
