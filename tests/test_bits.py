@@ -1,5 +1,7 @@
 """The same bits (Contract): threads, place in the batch, alignment, level, algorithm, layout."""
 
+import hashlib
+
 import numpy as np
 import oracle
 import pytest
@@ -190,6 +192,30 @@ def test_levels_with_fma(dtype, name, kind):
         _assert_same(results[0][1], results[1][1], n)
 
 
+#: The first digits of SHA-256 over the results of the next test, with and without fma.
+DIGESTS = {
+    ("float32", True): "6f657f63baa2e179", ("float64", True): "87faedb04297d165",
+    ("float32", False): "428b85faad3f74a3", ("float64", False): "b2179898df04c864",
+}  # fmt: skip
+
+
+def test_bits_of_every_machine(level, dtype):
+    """softmax has the bits that it has elsewhere: x86-64-v3 and -v4, aarch64, all compilers.
+
+    The inputs are whole numbers scaled by powers of two, which every machine makes alike.
+    """
+    digest = hashlib.sha256()
+    rng = np.random.default_rng(11)
+    for n in (*LENGTHS, 140_000):
+        for width in (2, 9):  # rows to within e**4, and to beyond what a block's range holds
+            x = np.ldexp(rng.integers(-(1 << 20), 1 << 20, n), width - 20).astype(dtype)
+            x[1 :: 1 << width] = -np.inf
+            digest.update(twopass.softmax(x).tobytes())
+            columns = np.lib.stride_tricks.sliding_window_view(x[:3000], min(n, 11))
+            digest.update(twopass.softmax(columns.copy(), axis=0).tobytes())
+    assert digest.hexdigest()[:16] == DIGESTS[dtype.name, isa.kernels().compute.HAS_FMA]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_algorithms(level, dtype, kind):
     """All four algorithms, and auto, give the same bits at every kind of length."""
@@ -198,6 +224,20 @@ def test_algorithms(level, dtype, kind):
         expected = twopass.softmax(x, algorithm="two_pass")
         for algorithm in ("auto", *passes.ALGORITHMS):
             _assert_same(twopass.softmax(x, algorithm=algorithm), expected, (n, algorithm))
+
+
+def test_algorithms_at_ties(level, dtype):
+    """The same where x * log2 e, rounded, lies half way between integers, beside any other."""
+    log2e = dtype.type(np.log2(np.e))
+    half_way = np.arange(-200, 200) + dtype.type(0.5)
+    ties = (half_way / log2e).astype(dtype)
+    ties = ties[ties * log2e == half_way]
+    assert len(ties) > 100
+    for distance in (0, 0.7, 1, 1.4, 2):  # the sum's exponent is even or odd
+        for x in np.stack([ties - dtype.type(distance), ties], axis=1):
+            expected = twopass.softmax(x, algorithm="two_pass")
+            for algorithm in passes.ALGORITHMS:
+                _assert_same(twopass.softmax(x, algorithm=algorithm), expected, (x, algorithm))
 
 
 def test_algorithms_at_every_length(level, dtype):

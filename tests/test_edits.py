@@ -185,6 +185,21 @@ def test_algorithms_agree_with_scale(level, dtype, rng):
         assert oracle.same_bits(y, expected)
 
 
+def test_algorithms_agree_at_ties(level, dtype, rng):
+    """Exponents half way between integers, beside maxima of even and odd exponent."""
+    logarithm = dtype.type(np.log(2))
+    scales = [np.nextafter(logarithm, 0), logarithm, np.nextafter(logarithm, dtype.type(1))]
+    for scale in scales:
+        for largest in range(40, 48):
+            x = rng.integers(0, 40, (1, 3000)) + 0.5
+            x[0, 7] = largest
+            x = x.astype(dtype)
+            expected = twopass.softmax(x, axis=1, scale=scale, algorithm="two_pass")
+            for algorithm in twopass.passes.ALGORITHMS:
+                y = twopass.softmax(x, axis=1, scale=scale, algorithm=algorithm)
+                assert oracle.same_bits(y, expected)
+
+
 # where ------------------------------------------------------------------------------------------
 
 

@@ -92,11 +92,19 @@ cdef inline real set_magic(double ref, real *magic) noexcept nogil:
 
 
 cdef inline real rounded(real x, real magic) noexcept nogil:
-    """t = x * log2 e + magic: its low bits hold n - ref, and t - magic is n."""
+    """t = x * log2 e + magic: its low bits hold n - ref, and t - magic is n.
+
+    No x * log2 e lies half way between integers: LOG2E has too many digits.  Without fma the
+    rounded product may, and would go to the side where n - ref is even; so n is rounded by itself.
+    """
     if real is float:
-        return fmaf(x, LOG2E_F32, magic)
+        if TWOPASS_HAS_FMA:
+            return fmaf(x, LOG2E_F32, magic)
+        return (x * LOG2E_F32 + <float> MAGIC_F32) + (magic - <float> MAGIC_F32)
     else:
-        return fma(x, LOG2E_F64, magic)
+        if TWOPASS_HAS_FMA:
+            return fma(x, LOG2E_F64, magic)
+        return (x * LOG2E_F64 + <double> MAGIC_F64) + (magic - <double> MAGIC_F64)
 
 
 cdef inline real polynomial(real r) noexcept nogil:
@@ -177,10 +185,11 @@ cdef inline real rounded_at(real x, real magic, bint scaling, real scale) noexce
     """rounded() of x, or of scale * x where `scaling`."""
     if not scaling:
         return rounded(x, magic)
+    # Half way between integers may be any product, so n is rounded by itself.
     if real is float:
-        return fmaf(x, scale * LOG2E_F32, magic)
+        return fmaf(x, scale * LOG2E_F32, <float> MAGIC_F32) + (magic - <float> MAGIC_F32)
     else:
-        return fma(x, scale * LOG2E_F64, magic)
+        return fma(x, scale * LOG2E_F64, <double> MAGIC_F64) + (magic - <double> MAGIC_F64)
 
 
 cdef inline real mantissa_at(real x, real n, bint scaling, real scale) noexcept nogil:
