@@ -10,11 +10,12 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from twopass import isa
 from twopass._functions import (
     _axes,
-    _checked_out,
     _choose,
     _geometry,
     _operand,
+    _output,
     _result_dtype,
+    _without,
 )
 from twopass._machine import machine
 from twopass._threads import check, thread_count
@@ -154,8 +155,7 @@ class ExtendedSum:
         """
         piece = _operand("x", x)
         axes = _axes(axis, piece.ndim)
-        shape = tuple(n for i, n in enumerate(piece.shape) if i not in axes)
-        total = cls(shape, _computed_in(piece.dtype))
+        total = cls(_without(piece.shape, axes), _computed_in(piece.dtype))
         return total.update(piece, axis, length=length, n_threads=n_threads)
 
     def update(
@@ -387,7 +387,7 @@ class ExtendedSum:
         """A valid piece, and its axes."""
         x = _operand("x", x)
         axes = _axes(axis, x.ndim)
-        shape = tuple(n for i, n in enumerate(x.shape) if i not in axes)
+        shape = _without(x.shape, axes)
         if shape != self.shape:
             raise ValueError(
                 f"x of shape {x.shape} without axis={axis!r} has shape {shape}, the sum has"
@@ -401,16 +401,7 @@ class ExtendedSum:
         x, axes = self._piece(x, axis)
         threads = check(n_threads)
         dtype = _result_dtype("x", x.dtype)
-        if out is None:
-            result = np.empty_like(x, dtype)
-        else:
-            result = _checked_out(out, x.shape, dtype)
-            if np.may_share_memory(x, out) and not (
-                x.ctypes.data == out.ctypes.data
-                and x.strides == out.strides
-                and x.dtype == out.dtype
-            ):
-                x = x.copy()
+        result, (x,) = _output(out, x.shape, dtype, [x])
         if x.size:
             n = math.prod(x.shape[i] for i in axes)
             self._run(operation, x, result, axes, n, threads)

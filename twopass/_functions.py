@@ -245,7 +245,7 @@ def logsumexp(
     axes = _axes(axis, a.ndim)
     changes = edits("logsumexp", a.shape, axes, dtype, scale, where, "nan")
     kept = tuple(1 if i in axes else length for i, length in enumerate(a.shape))
-    shape = kept if keepdims else tuple(n for i, n in enumerate(a.shape) if i not in axes)
+    shape = kept if keepdims else _without(a.shape, axes)
     if out is None:
         result = np.empty(kept, dtype)
     else:
@@ -381,6 +381,10 @@ def _axes(axis, ndim: int) -> tuple[int, ...]:
     return tuple(sorted(axes))
 
 
+def _without(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(length for i, length in enumerate(shape) if i not in axes)
+
+
 def _checked_out(out, shape, dtype) -> np.ndarray:
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be an array, not {type(out).__name__}")
@@ -393,6 +397,21 @@ def _checked_out(out, shape, dtype) -> np.ndarray:
     if any(stride == 0 and length > 1 for stride, length in zip(out.strides, shape, strict=True)):
         raise ValueError(f"out of strides {out.strides} overlaps itself")
     return out
+
+
+def _output(out, shape, dtype, sources) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The output, and `sources` with those copied that it overlaps other than exactly."""
+    if out is None:
+        return np.empty_like(sources[0], dtype), sources
+    result = _checked_out(out, shape, dtype)
+    kept = []
+    for source in sources:
+        same = (
+            source.ctypes.data == out.ctypes.data and source.strides == out.strides
+            and source.dtype == out.dtype
+        )  # fmt: skip
+        kept.append(source.copy() if np.may_share_memory(source, out) and not same else source)
+    return result, kept
 
 
 # Calls ------------------------------------------------------------------------------------------
@@ -426,15 +445,8 @@ def _map(function, x, axis, scale, where, all_masked, out, algorithm, n_threads)
     axes = _axes(axis, x.ndim)
     dtype = _result_dtype("x", x.dtype)
     changes = edits(function, x.shape, axes, dtype, scale, where, all_masked)
-    if out is None:
-        result = np.empty_like(x, dtype)
-    else:
-        result = _checked_out(out, x.shape, dtype)
-        if np.may_share_memory(x, out) and not (
-            x.ctypes.data == out.ctypes.data and x.strides == out.strides and x.dtype == out.dtype
-        ):
-            x = x.copy()
-        changes = changes.apart_from(out)
+    result, (x,) = _output(out, x.shape, dtype, [x])
+    changes = changes.apart_from(result)
     if x.size == 0:
         if any(x.shape[i] == 0 for i in axes):
             raise ValueError(f"axis={axis!r} of an x of shape {x.shape} is empty")

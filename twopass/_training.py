@@ -6,7 +6,7 @@ import operator
 import numpy as np
 
 from twopass import isa
-from twopass._functions import _axes, _checked_out, _choose, _operand, _result_dtype
+from twopass._functions import _axes, _choose, _operand, _output, _result_dtype
 from twopass._machine import machine
 from twopass._plan import Geometry
 from twopass._threads import check, thread_count
@@ -371,21 +371,6 @@ def _scales(grad_output, reduction: str, shape: tuple[int, ...], used: int) -> n
     return np.ascontiguousarray(scale).reshape(-1)
 
 
-def _gradient_out(out, shape, dtype, sources) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The output, and `sources` with those copied that it overlaps other than exactly."""
-    if out is None:
-        return np.empty_like(sources[0], dtype), sources
-    result = _checked_out(out, shape, dtype)
-    kept = []
-    for source in sources:
-        same = (
-            source.ctypes.data == out.ctypes.data and source.strides == out.strides
-            and source.dtype == out.dtype
-        )  # fmt: skip
-        kept.append(source.copy() if np.may_share_memory(source, out) and not same else source)
-    return result, kept
-
-
 # Calls ------------------------------------------------------------------------------------------
 
 
@@ -441,7 +426,7 @@ def _cross_entropy(
     result, scales = None, np.ones(1)
     if gradient:
         scales = _scales(grad_output, reduction, shape, used)
-        result, (x,) = _gradient_out(out, x.shape, dtype, [x])
+        result, (x,) = _output(out, x.shape, dtype, [x])
     if n_rows and not classes:
         raise ValueError(f"logits of shape {x.shape} have no classes along axis {axis}")
     losses = np.empty(n_rows)
@@ -471,7 +456,7 @@ def _backward(function, y, grad_output, axis, out, n_threads):
     if g.shape != y.shape:
         raise ValueError(f"grad_output has shape {g.shape} and y {y.shape}; they must be equal")
     axes = _axes(axis, y.ndim)
-    result, (y, g) = _gradient_out(out, y.shape, dtype, [y, g])
+    result, (y, g) = _output(out, y.shape, dtype, [y, g])
     if y.size:
         n_reduced = len(axes)
         order = [i for i in range(y.ndim) if i not in axes] + list(axes)
