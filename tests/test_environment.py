@@ -73,6 +73,11 @@ def _results(x, n_threads):
     yield twopass.logsumexp(table, axis=0, n_threads=n_threads)
     yield total.softmax(x, n_threads=n_threads)
     yield (total + total).mantissa
+    yield from twopass.top_probabilities(x, x.size, scale=0.75, n_threads=n_threads)
+    counting = np.where(np.isfinite(table), table, 0)
+    for options in ({}, {"top_k": 5, "scale": -0.75}, {"top_p": 0.9, "where": counting >= 0}):
+        generator = np.random.default_rng(7)
+        yield twopass.sample(counting, generator, n_threads=n_threads, **options)
     for options in ({"reduction": "sum"}, {"reduction": "sum", "label_smoothing": 0.1}):
         yield twopass.cross_entropy_gradient(table, labels, n_threads=n_threads, **options)
     yield twopass.softmax_backward(y, table, n_threads=n_threads)

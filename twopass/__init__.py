@@ -14,6 +14,7 @@ except ImportError:
     ) from None
 
 from twopass import isa, passes, stream
+from twopass._choosing import sample, top_probabilities
 from twopass._config import build_config, show_config
 from twopass._extended import ExtendedSum
 from twopass._functions import log_softmax, logsumexp, plan, softmax
@@ -41,10 +42,12 @@ __all__ = [
     "logsumexp",
     "passes",
     "plan",
+    "sample",
     "scipy_patch",
     "show_config",
     "softmax",
     "softmax_backward",
     "stream",
+    "top_probabilities",
     "uninstall",
 ]

@@ -117,6 +117,26 @@ def log_softmax_backward(
     out: NDArray[Any] | None = None,
     n_threads: int | None = None,
 ) -> NDArray[Any]: ...
+def top_probabilities(
+    x: ArrayLike,
+    k: int,
+    axis: int = -1,
+    *,
+    scale: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    n_threads: int | None = None,
+) -> tuple[NDArray[Any], NDArray[np.intp]]: ...
+def sample(
+    x: ArrayLike,
+    rng: np.random.Generator,
+    axis: int = -1,
+    *,
+    scale: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    n_threads: int | None = None,
+) -> NDArray[np.intp] | np.intp: ...
 def plan(
     shape: int | tuple[int, ...],
     dtype: DTypeLike = ...,

@@ -139,15 +139,16 @@ cdef inline void collapse(double *total, double *error, bint compensated, Sum *o
 
 # reduce_max -------------------------------------------------------------------------------------
 
-cdef real block_max(const real *x, Py_ssize_t n) noexcept nogil:
-    """max(x); NaN when there is one."""
+cdef real block_max(const real *x, Py_ssize_t n, real *tops) noexcept nogil:
+    """max(x); NaN when there is one.  The largest of every LANES-th element goes to `tops` unless
+    that is NULL."""
     cdef real top[MAX_LANES]
     cdef real unordered[MAX_LANES]  # a NaN once there was one: comparisons pass it over
     cdef Py_ssize_t k = 0, j
     cdef real result, value
     cdef int nans = 0
     for j in range(MAX_LANES):
-        top[j] = x[0]
+        top[j] = <real> -INFINITY
         unordered[j] = 0
     while k + MAX_LANES <= n:
         prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, MAX_LANES * sizeof(real))
@@ -156,15 +157,20 @@ cdef real block_max(const real *x, Py_ssize_t n) noexcept nogil:
             top[j] = value if value > top[j] else top[j]
             unordered[j] = unordered[j] if value == value else value
         k += MAX_LANES
+    for j in range(n - k):
+        value = x[k + j]
+        top[j] = value if value > top[j] else top[j]
+        nans |= value != value
+    for j in range(LANES, MAX_LANES):
+        top[j % LANES] = top[j] if top[j] > top[j % LANES] else top[j % LANES]
     result = top[0]
-    for j in range(MAX_LANES):
+    for j in range(LANES):
         result = top[j] if top[j] > result else result
+    for j in range(MAX_LANES):
         nans |= unordered[j] != unordered[j]
-    while k < n:
-        result = x[k] if x[k] > result else result
-        nans |= x[k] != x[k]
-        k += 1
-    return <real> NAN if nans or result != result else result
+    if tops != NULL:
+        memcpy(tops, top, LANES * sizeof(real))
+    return <real> NAN if nans else result
 
 
 # Terms in range: reduce_extexp, reduce_storeextexp, map_scaleextexp -----------------------------

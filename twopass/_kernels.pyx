@@ -10,7 +10,8 @@ a. Layers, one file each: the floating-point environment (_environment.pxi), the
    (_operands.pxi), loops over a block in L1 (_blocks.pxi), passes and algorithms over rows
    (_rows.pxi), sums of pieces of rows (_partial.pxi),
    the same along another axis (_columns.pxi), weights (_weighted.pxi), losses and
-   gradients (_training.pxi).  This file is the door: arrays in, pointers on.
+   gradients (_training.pxi), the largest and draws (_choosing.pxi).  This file is the door: arrays
+   in, pointers on.
 b. Contracts: arguments were validated by the caller, n >= 1, y is x or does not overlap it.
    Kernels never fail; only the workspace can be refused (MemoryError, y untouched).
 c. Special values: a NaN in a row or +inf makes the row NaN, -inf gives 0, only -inf gives NaN.
@@ -33,6 +34,7 @@ include "_partial.pxi"
 include "_columns.pxi"
 include "_weighted.pxi"
 include "_training.pxi"
+include "_choosing.pxi"
 
 cnp.import_array()
 
@@ -71,6 +73,7 @@ cdef enum Operation:
     ADD_TO_SUMS  # rows that are pieces of longer ones
     SOFTMAX_BY_SUMS
     LOG_SOFTMAX_BY_SUMS
+    CHOOSE
 
 
 PASSES = {
@@ -206,6 +209,7 @@ ctypedef struct Call:
     Py_ssize_t scale_step   # 1, or 0 where one scale is for all rows
     double vacant           # what a row with nothing left becomes
     Extended *sums   # one per row, for operations on pieces
+    const Choosing *choosing  # for CHOOSE, else NULL
     Py_ssize_t n_rows
     Py_ssize_t n
     Py_ssize_t chunk
@@ -224,6 +228,8 @@ cdef Py_ssize_t workspace_bytes(const Call *call, Py_ssize_t itemsize) noexcept 
         bytes += (call.n * itemsize // BLOCK_BYTES + 1) * sizeof(double)
     if call.scratch:
         bytes += call.n * itemsize
+    if call.choosing != NULL:
+        bytes += choosing_bytes(call.choosing, call.n, itemsize)
     return bytes + 4 * LINE_BYTES
 
 
@@ -233,6 +239,7 @@ cdef void run_rows(
     """Rows first ... last."""
     cdef char *free_space
     cdef Row row
+    cdef Choosing choosing
     cdef Py_ssize_t index
     memset(&row, 0, sizeof(Row))
     row.x = call.x
@@ -254,6 +261,9 @@ cdef void run_rows(
     free_space = <char *> aligned(free_space + row.n_chunks * sizeof(Sum))
     row.largest = <double *> free_space
     row.refs = row.largest + row.n_chunks
+    if call.choosing != NULL:
+        choosing = call.choosing[0]
+        lay_out(&choosing, call.n, <char *> row.refs, unused)
     for index in range(first, last):
         row.x_row = row_of(call.x, index)
         row.y_row = row_of(call.y, index)
@@ -271,6 +281,8 @@ cdef void run_rows(
             logsumexp_row(&row, unused)
         elif call.operation == ADD_TO_SUMS:
             add_row(&row, &call.sums[index], unused)
+        elif call.operation == CHOOSE:
+            choose_row(&row, &choosing, index, unused)
         else:
             map_row(&row, &call.sums[index], call.operation == LOG_SOFTMAX_BY_SUMS, unused)
 
@@ -315,6 +327,7 @@ cdef int fill_options(
     Call *call, Operand *mask, cnp.ndarray where, cnp.ndarray scales, int n_reduced, double vacant
 ) except -1:
     call.mask = NULL
+    call.choosing = NULL
     call.scales = NULL
     call.scale_step = 0
     call.vacant = vacant
@@ -754,6 +767,60 @@ def backward(
             done = share_backward(&call, <const float *> NULL)
         else:
             done = share_backward(&call, <const double *> NULL)
+        leave(callers)
+    if not done:
+        raise MemoryError("no memory for the kernel's workspace")
+
+
+# Choosing ---------------------------------------------------------------------------------------
+
+def choose(
+    cnp.ndarray x not None, cnp.ndarray probabilities, cnp.ndarray indices not None,
+    cnp.ndarray draws, Py_ssize_t n_rows, Py_ssize_t n, Py_ssize_t k, double p, int n_threads,
+    bint inside, cnp.ndarray where=None, cnp.ndarray scales=None, double vacant=NAN,
+):
+    """The k largest probabilities and their indices, or without `probabilities` an index per draw.
+
+    Rows are the last axis of `x`.  Contiguous, in the order of the rows: `probabilities` (k per
+    row), `indices` (int64, k per row or one), `draws` (float64).  A draw is among the k largest
+    elements (0: all) and of these among the largest whose probabilities reach p (1: all); the index
+    is -1 where there is nothing to draw from.  The others are as for rows().
+    """
+    cdef Operand x_operand, y_operand, mask
+    cdef Choosing choosing
+    cdef Call call
+    cdef Environment callers
+    cdef bint done
+    cdef Kind native = compute_kind(kind_of(x))
+    memset(&choosing, 0, sizeof(Choosing))
+    choosing.indices = <int64_t *> cnp.PyArray_DATA(indices)
+    if probabilities is None:
+        choosing.draws = <const double *> cnp.PyArray_DATA(draws)
+        probabilities = indices
+    choosing.k = k
+    choosing.p = p
+    fill_operand(&x_operand, x, 1, native)
+    fill_operand(&y_operand, probabilities, choosing.draws == NULL, native)
+    fill_options(&call, &mask, where, scales, 1, vacant)
+    call.x = &x_operand
+    call.y = &y_operand
+    call.sums = NULL
+    call.choosing = &choosing
+    call.n_rows = n_rows
+    call.n = n
+    call.chunk = chunk_length(n)
+    call.operation = CHOOSE
+    call.algorithm = TWO_PASS
+    call.streaming = False
+    call.scratch = False
+    call.n_threads = n_threads
+    call.inside = inside
+    with nogil:
+        callers = enter()
+        if native == KIND_F32:
+            done = share_rows(&call, <float *> NULL)
+        else:
+            done = share_rows(&call, <double *> NULL)
         leave(callers)
     if not done:
         raise MemoryError("no memory for the kernel's workspace")

@@ -41,11 +41,18 @@ cdef enum Reading:
     FLATTENED  # scale 0: finite ones are 0
 
 
+ctypedef struct Bound:
+    # Which elements count: those above `least`, and of those equal to it none behind `last`.
+    double least
+    Py_ssize_t last
+
+
 ctypedef struct Row:
     # One row, what its passes need, and what they have found so far.
     const Operand *x
     const Operand *y
     const Operand *mask  # bytes, 0 where an element counts as -inf; NULL: there is none
+    const Bound *bound   # elements below it count as -inf; NULL: there is none
     const char *x_row
     const char *mask_row
     char *y_row
@@ -63,6 +70,7 @@ ctypedef struct Row:
     double *refs     # reference exponent of the terms, one per block
     Sum *partials    # one per chunk
     double *largest  # one per chunk, of REDUCE_MAX
+    void *tops       # LANES per block: what block_max() leaves; NULL: not wanted
     Py_ssize_t skip  # an element that REDUCE_EXTEXP leaves out, or -1
     double shift     # subtracted from x before the scale: the maximum where that is huge, else 0
     double base      # the maximum's exponent, for the algorithms that know it, else NaN
@@ -89,11 +97,17 @@ cdef inline void set_scale(Row *row, double scale) noexcept nogil:
     row.scale = 0 if fabs(scale) == 1 else fabs(scale)
 
 
+cdef inline bint edited(const Row *row) noexcept nogil:
+    return row.mask != NULL or row.reading != AS_THEY_ARE or row.bound != NULL
+
+
 cdef void edit(
     const Row *row, Py_ssize_t start, Py_ssize_t count, const real *x, real *buffer
 ) noexcept nogil:
-    """Copy a block, unless it is in the buffer, as the scale's sign and the mask want it."""
-    cdef Py_ssize_t i
+    """Copy a block, unless it is in the buffer, as the scale's sign, the mask and the bound want
+    it."""
+    cdef Py_ssize_t i, equals
+    cdef real least
     if x != buffer:
         memcpy(buffer, x, count * sizeof(real))
     if row.reading == NEGATED:
@@ -104,6 +118,14 @@ cdef void edit(
             buffer[i] = 0 if buffer[i] - buffer[i] == 0 else buffer[i]
     if row.mask != NULL:
         blank(row.mask, row.mask_row, start, count, buffer, <real> -INFINITY)
+    if row.bound != NULL:
+        least = <real> row.bound.least
+        equals = row.bound.last + 1 - start
+        equals = 0 if equals < 0 else equals if equals < count else count
+        for i in range(equals):
+            buffer[i] = buffer[i] if buffer[i] >= least else <real> -INFINITY
+        for i in range(equals, count):
+            buffer[i] = buffer[i] if buffer[i] > least else <real> -INFINITY
 
 
 cdef inline const real *read(
@@ -111,10 +133,17 @@ cdef inline const real *read(
 ) noexcept nogil:
     """Elements start ... start + count, to be multiplied by row.scale: in place, or in `buffer`."""
     cdef const real *x = load(row.x, row.x_row, start, count, buffer)
-    if row.mask == NULL and row.reading == AS_THEY_ARE:
+    if not edited(row):
         return x
     edit(row, start, count, x, buffer)
     return buffer
+
+
+cdef inline real *tops_of(const Row *row, Py_ssize_t start, const real *unused) noexcept nogil:
+    """Where the tops of the block go that begins at `start`."""
+    if row.tops == NULL:
+        return NULL
+    return <real *> row.tops + start // block_length(unused) * LANES
 
 
 cdef inline double scaled(const Row *row, double x) noexcept nogil:
@@ -197,7 +226,7 @@ cdef void careful_terms(
     const real *x, real *terms, Py_ssize_t n, real scale, Sum *part
 ) noexcept nogil:
     """block_terms() for a block with NaN, infinities, masked or far apart elements."""
-    cdef double top = block_max(x, n)
+    cdef double top = block_max(x, n, <real *> NULL)
     cdef double k = exponent_of(top * <double> scale if scale != 0 else top)
     clear(part)
     if top != top or top == INFINITY:
@@ -238,6 +267,8 @@ cdef void sum_terms(
     while i < stop:
         count = stop - i if stop - i < block else block
         x = read(row, i, count, buffer)
+        if row.tops != NULL:
+            block_max(x, count, tops_of(row, i, x))
         if i == start and not anchored:
             # Any nearby exponent will do as the reference; the first element's is at hand.
             ref = exponent_of(scaled(row, x[0])) + window(x)
@@ -269,13 +300,15 @@ cdef double largest_of(
     cdef char space[BLOCK_BYTES + LINE_BYTES]
     cdef real *buffer = <real *> aligned(space)
     # Nothing has to wait in L1: where the row lies contiguous, the whole chunk is one block.
-    cdef bint edited = row.mask != NULL or row.reading != AS_THEY_ARE
-    cdef Py_ssize_t block = stop - start if row.x.direct and not edited else block_length(unused)
+    cdef bint whole = row.x.direct and not edited(row) and row.tops == NULL
+    cdef Py_ssize_t block = stop - start if whole else block_length(unused)
     cdef Py_ssize_t i = start, count
+    cdef const real *x
     cdef double result = -INFINITY, value
     while i < stop:
         count = stop - i if stop - i < block else block
-        value = block_max(read(row, i, count, buffer), count)
+        x = read(row, i, count, buffer)
+        value = block_max(x, count, tops_of(row, i, x))
         result = value if value > result or value != value else result
         if result != result:
             return result

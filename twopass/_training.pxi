@@ -594,7 +594,7 @@ cdef void block_exp(
         y, out, n, scale.exponent, <real> 0, inverse, inverse_low)
     if not careful[0]:
         return
-    if block_max(y, n) < 1:
+    if block_max(y, n, <real *> NULL) < 1:
         block_clamped_map(
             y, out, n, scale.exponent, <real> 0, <real> 0, inverse, inverse_low)
         return

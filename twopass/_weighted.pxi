@@ -66,7 +66,7 @@ cdef void weighted_chunk(const Weighted *row, bint maximum, Py_ssize_t index) no
     while i < stop:
         count = load_weighted(row, i, stop, x, b)
         if maximum:
-            value = block_max(<const double *> x, count)
+            value = block_max(<const double *> x, count, <double *> NULL)
             if value > row.largest[index] or value != value:
                 row.largest[index] = value
             if value != value:
