@@ -3,9 +3,9 @@
 Every mutant is one replacement in one file. For each, the kernels are built from a changed copy of
 `twopass/` and the fast tests run against them until the first fails: then the mutant is caught.
 
-    tools/mutants.py            all of them, two at a time, about twenty minutes
-    tools/mutants.py two_sum    those whose file, text or description has these letters
-    tools/mutants.py --check    that the list applies to the tree, in no time
+    python tools/mutants.py            all of them, two at a time
+    python tools/mutants.py two_sum    those whose file, text or description has these letters
+    python tools/mutants.py --check    that the list applies to the tree, in no time
 
 Needs twopass installed with its test and build dependencies: compiler flags, headers and the
 modules that no mutant touches are the installation's.
@@ -330,8 +330,9 @@ def judge(mutant):
         ]  # fmt: skip
         try:
             done = subprocess.run(
-                command, cwd=folder, env={**os.environ, "PYTHONPATH": name}, timeout=LIMIT,
-                capture_output=True, text=True, check=False,
+                command, cwd=folder, timeout=LIMIT, capture_output=True, text=True, check=False,
+                # Threads that wait without spinning: several mutants share the cores.
+                env={**os.environ, "PYTHONPATH": name, "OMP_WAIT_POLICY": "passive"},
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return "caught", "endless"
