@@ -241,15 +241,19 @@ TESTS = [
     "test_edits.py", "test_extended.py", "test_special.py", "test_columns.py", "test_bits.py",
     "test_exactness.py", "test_interface.py", "test_environment.py",
 ]  # fmt: skip
+#: What is in a mutant's file, description or text -> the tests that are likely to notice.
 FIRST = {
-    "_columns.pxi": ["test_columns.py"],
-    "_partial.pxi": ["test_extended.py"],
-    "_training.pxi": ["test_training.py", "test_backward.py"],
-    "_weighted.pxi": ["test_exactness.py"],
-    "_operands.pxi": ["test_halves.py"],
-    "_edits.py": ["test_edits.py"],
-    "_memory.pxi": ["test_bits.py"],
-    "_environment.pxi": ["test_environment.py"],
+    "_columns": ["test_columns.py"],
+    "_partial": ["test_extended.py"],
+    "_training": ["test_training.py", "test_backward.py"],
+    "_weighted": ["test_exactness.py"],
+    "_operands": ["test_halves.py"],
+    "_memory|unpad|tile|tail": ["test_bits.py"],
+    "_environment": ["test_environment.py"],
+    "scale|product|mask|limit": ["test_edits.py"],
+    "NaN|flushed|subnormal|clamp|infinit|bound": ["test_special.py"],
+    "combine|two_sum|normalise|collapse|accumulate": ["test_extended.py"],
+    "skip|dominated|log": ["test_exactness.py"],
 }
 #: Long ones, and those that read the sources rather than run them.
 LEFT_OUT = (
@@ -322,7 +326,8 @@ def judge(mutant):
             build(folder, mutant)
         except subprocess.CalledProcessError as problem:
             return "did not compile", problem.stderr.decode()[-300:]
-        first = FIRST.get(mutant.file, []) if mutant else []
+        about = f"{mutant.file} {mutant.what} {mutant.old}" if mutant else ""
+        first = [test for text, tests in FIRST.items() if re.search(text, about) for test in tests]
         tests = [ROOT / "tests" / test for test in dict.fromkeys([*first, *TESTS])]
         command = [
             sys.executable, "-P", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
