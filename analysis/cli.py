@@ -246,6 +246,10 @@ def parser() -> argparse.ArgumentParser:
     both.add_argument("--json", action="store_true", default=argparse.SUPPRESS,
                       help="one JSON document on stdout")  # fmt: skip
     both.set_defaults(run=_run_compare)
+
+    from twopass.analysis import regress
+
+    regress.add_command(commands)
     return root
 
 

@@ -74,6 +74,13 @@ def test_strided_halves(level, half, axis, rng):
             np.testing.assert_allclose(got, wanted, rtol=float(ml_dtypes.finfo(half).eps))
 
 
+def test_the_tie_at_infinity(level):
+    """65520 lies half way between the largest float16 and 2**16, to which it rounds: infinity."""
+    for below, expected in ((32752, -np.inf), (32736, -65504)):
+        x = np.array([-32768, below], np.float16)
+        same(twopass.log_softmax(x), np.array([expected, 0], np.float16))
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_halves_in_place_and_out(half, axis, rng):
     """`out` is a half, and may be the input; unaligned memory works."""

@@ -195,6 +195,25 @@ def test_signed_zeros_and_subnormal_inputs(level, dtype, algorithm):
     assert twopass.logsumexp(np.array([-0.0], dtype)) == 0
 
 
+def test_the_smallest_normal_number_is_kept(level, dtype):
+    """What is exactly the smallest normal number is not below it.
+
+    A scale whose product with x comes within a fraction of an ulp of its logarithm.
+    """
+    info = np.finfo(dtype)
+    wanted = np.log(np.longdouble(info.tiny))
+    x = dtype.type(-75) - np.arange(200_000) * (64 * info.eps).astype(dtype)
+    scale = (wanted / x).astype(dtype)
+    above = x.astype(np.longdouble) * scale - wanted
+    (found,) = np.nonzero((above >= 0) & (above < info.eps / 4))
+    for i in found[:5]:
+        row = np.array([0, x[i]], dtype)
+        for y in (twopass.softmax(row, scale=scale[i]),
+                  twopass.softmax(row[:, None], axis=0, scale=scale[i])[:, 0]):  # fmt: skip
+            assert y[1] == info.tiny
+    assert len(found)
+
+
 @pytest.mark.parametrize("n", [2, 5, 16, 33, 100, 2049, 20_000])
 def test_no_subnormal_output(level, dtype, algorithm, n):
     """Outputs cross the smallest normal number: above it accurate, below it exactly 0."""

@@ -324,8 +324,8 @@ def _options(reduction, label_smoothing, ignore_index) -> tuple[float, int]:
 
 
 def _labels(labels, shape: tuple[int, ...], classes: int, ignored: int) -> tuple[np.ndarray, int]:
-    """`labels` as contiguous int64 of the given shape, and how many are not ignored."""
-    given = np.asarray(labels)
+    """A copy of `labels` as int64 of the given shape, and how many are not ignored."""
+    given = np.array(labels)  # what is checked is what the kernel reads, whoever writes to labels
     if given.dtype.kind not in "iu" and given.size:
         raise TypeError(f"labels must be integers, not {given.dtype}")
     if given.shape != shape:

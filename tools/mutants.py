@@ -1,0 +1,397 @@
+"""Mutation testing: whether the tests notice small errors in the kernels.
+
+Every mutant is one replacement in one file. For each, the kernels are built from a changed copy of
+`twopass/` and the fast tests run against them until the first fails: then the mutant is caught.
+
+    python tools/mutants.py            all of them, two at a time
+    python tools/mutants.py two_sum    those whose file, text or description has these letters
+    python tools/mutants.py --check    that the list applies to the tree, in no time
+
+Needs twopass installed with its test and build dependencies: compiler flags, headers and the
+modules that no mutant touches are the installation's.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import importlib.machinery
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+LEVEL = "x86-64-v3"
+#: Seconds that the tests may take: far more than they need, so that endless loops are caught.
+LIMIT = 600
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutant:
+    """`old`, which is in `file` of `twopass/` exactly once, becomes `new`.
+
+    `equivalent` says why no test can tell the difference; then none is run.
+    """
+
+    file: str
+    old: str
+    new: str
+    what: str
+    equivalent: str = ""
+    level: str = LEVEL
+
+
+def m(file, old, new, what, equivalent="", level=LEVEL):
+    suffix = "" if "." in file else ".pxi"
+    return Mutant(f"_{file}{suffix}", old, new, what, equivalent, level)
+
+
+MUTANTS = [
+    # The exponential
+    m("exp", "C6_F32 0x1.6a244ep-10f", "C6_F32 0x1.7a244ep-10f", "last coefficient, float"),
+    m("exp", "C9_F64 0x1.71df253b57dd2p-19", "C9_F64 0x1.71ef253b57dd2p-19", "a coefficient"),
+    m("exp", "C3_F32 0x1.555492p-3f", "C3_F32 0x1.555556p-3f", "Taylor's coefficient"),
+    m("exp", "LN2_LOW_F32 0x1.0bfbe8p-15f", "LN2_LOW_F32 0x1.0bfbp-15f", "ln 2, low part, float"),
+    m("exp", "LN2_LOW_F64 -0x1.718432a1b0e26p-35", "LN2_LOW_F64 -0x1.718432b1b0e26p-35",
+      "ln 2, low part, double"),
+    m("exp", "MAGIC_F32 = 0xC00000", "MAGIC_F32 = 0x800000", "magic number at a binade's edge"),
+    m("exp", "rest = fma(x, scale, -product)", "rest = 0", "product_rest: nothing, double"),
+    # With FMA nobody asks for the rest of an infinite product.
+    m("exp", "return rest if rest - rest == 0 else 0", "return rest", "product_rest: NaN",
+      level="x86-64-v2"),
+    m("exp", "return fma(x, scale, -value)", "return x * scale - value",
+      "product_minus: rounded, double"),
+    m("exp", "r = product_minus(x, scale, n * LN2_HIGH_F32)",
+      "r = x * scale - n * LN2_HIGH_F32", "mantissa_at: the product rounded, float"),
+    # Blocks
+    m("blocks", "LOWEST_F32 = -72", "LOWEST_F32 = -127", "range reaches subnormal numbers"),
+    m("blocks", "LOWEST_F64 = -700", "LOWEST_F64 = -1060", "the same in double"),
+    m("blocks", "HIGHEST_F32 = 56", "HIGHEST_F32 = 127", "range reaches infinity"),
+    m("blocks", "WINDOW_F32 = 8", "WINDOW_F32 = 40", "reference elsewhere in the window",
+      "which reference is taken never shows in the bits: scaling is exact; only speed differs"),
+    m("blocks", "    EXPONENT_LIMIT = 0x200000", "    EXPONENT_LIMIT = 0x800000",
+      "magic numbers beyond their range"),
+    m("blocks", "EXPONENT_LIMIT_F32_UNFUSED = 0x7F0", "EXPONENT_LIMIT_F32_UNFUSED = 0x7F000",
+      "n times ln 2 no longer exact"),
+    m("blocks", "    if exponent < -1022:", "    if exponent < -1021:", "power: 2**-1022 is 0"),
+    m("blocks", "error[0] += (total[0] - (s - d)) + (value - d)", "error[0] += value - d",
+      "two_sum: half of the rest"),
+    m("blocks", "        two_sum(total, error, value)", "        total[0] += value",
+      "accumulate: doubles not compensated"),
+    m("blocks", "out.low = error[0] + error[1]", "out.low = error[0]", "collapse: a lane's rest"),
+    m("blocks", "            error[j] += error[j + 8]\n", "", "collapse: eight lanes' rests"),
+    m("blocks", "        nans |= value != value\n", "", "block_max: NaN in the tail"),
+    m("blocks", "unordered[j] = unordered[j] if value == value else value", "unordered[j] = 0",
+      "block_max: NaN in the lanes"),
+    m("blocks", "            most[j] = b if b > most[j] else most[j]\n", "",
+      "sum_steps: range of the second half"),
+    m("blocks", "        least = i if i < least else least\n", "", "segment: no lower bound"),
+    m("blocks", "return fmaf(value, factor, value * factor_low)", "return value * factor",
+      "times_pair: 1/sum rounded, float"),
+    m("blocks", "return fma(value, factor, value * factor_low)", "return value * factor",
+      "times_pair: 1/sum rounded, double"),
+    m("blocks", "pad[j] = pad[j] if j < n else 0", "pad[j] = pad[j] if j <= n else 0",
+      "unpad_step: one term too many"),
+    m("blocks", "            if j < n:\n                to[j] = pad[j]",
+      "            if j <= n:\n                to[j] = pad[j]", "unpad_step: one store too many"),
+    m("blocks", "    if k < n:\n        pad_step(x + k, n - k, pad)\n        segment(",
+      "    if k < n - 1:\n        pad_step(x + k, n - k, pad)\n        segment(",
+      "a tail of one element is forgotten"),
+    m("blocks", "count, whole = n // STEP * STEP\n    if to == NULL:",
+      "count, whole = (n + 1) // STEP * STEP\n    if to == NULL:", "tile rounded up"),
+    m("blocks", "and high32 <= bits_of(zero + highest(x), low32))", "and True)",
+      "no upper bound, float"),
+    m("blocks", "return 0 if product < floor else v", "return v", "clamped_term: no clamp"),
+    m("blocks", "kept = 0 if value < threshold else value",
+      "kept = 0 if value <= threshold else value", "the smallest normal number is flushed"),
+    m("blocks", "smallest_exponent(terms) - lowest(terms) + 2 <= exponent <= highest(terms)",
+      "exponent <= highest(terms)", "block_rescale: subnormal results"),
+    m("blocks", "rest = <real> power(exponent - exponent // 2)",
+      "rest = <real> power(exponent // 2)", "block_rescale: odd exponents"),
+    m("blocks", "y[i] = (x[i] - high) - low", "y[i] = x[i] - (high + low)",
+      "log_softmax: low part lost"),
+    # Rows
+    m("rows", "buffer[i] = 0 if buffer[i] - buffer[i] == 0 else buffer[i]", "buffer[i] = 0",
+      "scale 0 hides NaN"),
+    m("rows", "(product - row.high) + product_rest(x, row.scale, product)",
+      "product - row.high", "set_high: rest of the product"),
+    m("rows", "    a.too_low |= b.too_low\n", "", "combine: too_low lost"),
+    m("rows", "        a.low += b.low * scale\n", "", "combine: low part of the smaller"),
+    m("rows", "        a.low *= scale\n", "", "combine: low part not scaled"),
+    m("rows", "    if a.exponent >= b.exponent:", "    if a.exponent <= b.exponent:",
+      "combine: the smaller exponent"),
+    m("rows", "    s.low = (s.high - high) + s.low", "    s.low = s.high - high",
+      "normalise: low part dropped"),
+    m("rows", "    s.low *= power(-k)\n", "", "normalise: low part not scaled"),
+    m("rows", "to = term_buffer if <const real *> terms + i == x else terms + i",
+      "to = terms + i", "terms over the input that a repetition needs"),
+    m("rows", "value if value > result or value != value else result\n        if",
+      "value if value > result else result\n        if", "largest_of: NaN passed over"),
+    m("rows", "and start <= row.skip < stop:", "and start < row.skip < stop:",
+      "skip: the first element of a chunk"),
+    m("rows", "sum_terms(row, row.skip + 1, stop,", "sum_terms(row, row.skip, stop,",
+      "skip: not skipped"),
+    m("rows", "if fabs(row.base) > exponent_limit(<real> row.scale):",
+      "if fabs(row.base) > exponent_limit(<real> 0):", "anchor: the limit without a scale"),
+    m("rows", "fma(-row.inverse, total.high, 1.0) - row.inverse * total.low)",
+      "fma(-row.inverse, total.high, 1.0))", "invert: low part of the sum"),
+    m("rows", "row.constant = row.vacant if maximum == -INFINITY else NAN", "row.constant = NAN",
+      "three passes: all_masked"),
+    m("rows", "keep = keep and row.base != row.base", "keep = keep",
+      "reload: terms of another reference"),
+    m("rows", "power(total.top - exponent) < 0.25 * total.high",
+      "power(total.top - exponent) < 2.5 * total.high", "dominated: the cheap no is always no"),
+    m("rows", "    if rest < 0.25 * total.high:", "    if rest < 0:",
+      "dominated: rest by cancellation"),
+    m("rows", "        if total.high > 1.5:", "        if total.high > 3:",
+      "log near 0: cancellation"),
+    m("rows", "fabs(result) < 0.5:", "fabs(result) < 0:", "logsumexp near 0, float"),
+    # Exact sums
+    m("partial", "exact.bins[source] if source >= 0 else 0",
+      "exact.bins[source] if source > 0 else 0", "raise_index: a bin dropped"),
+    m("partial", "    limb = exact.bins[0] + carry\n", "    limb = exact.bins[0]\n",
+      "round_exact: carry into the top bin"),
+    m("partial", "        if to < BINS:\n", "        if to < BINS - 1:\n",
+      "add_exact: the last bin"),
+    m("partial", "            special += part.high", "            special = part.high",
+      "NaN forgotten beside +inf of another chunk"),
+    m("partial", "        too_low |= part.too_low\n", "", "chunks: too_low lost"),
+    m("partial", "if logarithm_of(a) >= logarithm_of(b):", "if logarithm_of(a) < logarithm_of(b):",
+      "merge: moved to the smaller shift"),
+    m("partial", "a.largest >= b.largest", "a.largest <= b.largest", "hold: the smaller element"),
+    m("partial", "total.low * m + product * low", "total.low * m", "move_shift: low part"),
+    # Columns
+    m("columns", "low[j] >= limit_low and high[j] <= limit_high", "low[j] >= limit_low",
+      "no upper bound"),
+    m("columns", "if i + 1 < start + rows:", "if i + 1 <= start + rows:",
+      "odd last row: a row too many"),
+    m("columns", "if total[j] == 0 or k > sums[j].exponent + highest(floor):",
+      "if k > sums[j].exponent + highest(floor):", "first elements far below the reference"),
+    m("columns", "            error[j] *= scale\n", "", "low part not scaled"),
+    m("columns", "careful = careful or rows % 2 == 1", "careful = careful",
+      "odd blocks in the loop for pairs"),
+    m("columns", "elif scale == 0 and to[j] - to[j] == 0:", "elif scale == 0:",
+      "scale 0 hides NaN"),
+    m("columns", "if mask[j * block.mask_column]", "if mask[j]", "strided mask"),
+    m("columns", "careful |= shift[j] != 0 or not inverse[j] > 0", "careful |= shift[j] != 0",
+      "columns of NaN in the fast loop"),
+    m("columns", "careful = least32 < low32 or most32 > high32", "careful = most32 > high32",
+      "map: no lower bound, float"),
+    m("columns", "block.mask + j * block.mask_column", "block.mask",
+      "a column alone: the first one's mask"),
+    m("columns", "    for index in range(1, block.n_chunks):",
+      "    for index in range(2, block.n_chunks):", "a chunk forgotten"),
+    m("kernels.pyx", "inner - j if inner - j < COLUMNS else COLUMNS", "COLUMNS",
+      "the last block of columns too wide"),
+    # Weights
+    m("weighted", "if b[j] == 0 or start + j == row.skip else", "if b[j] == 0 else",
+      "the largest term is not left out"),
+    m("weighted", "row.partials[index].top > top[0]", "row.partials[index].top < top[0]",
+      "largest term of the wrong chunk"),
+    # Training
+    m("training", "            if whole + j < n:", "            if whole + j < n - 1:",
+      "sum of products: last element"),
+    m("training", "        error[0] += fma(a, b, -product)\n", "", "products of doubles rounded"),
+    m("training", "after = count - before - 1", "after = count - before",
+      "one element beyond the block"),
+    m("training", "row.x_row, row.skip + 1, after, buffer", "row.x_row, row.skip, after, buffer",
+      "the label's logit in the sum of the others"),
+    m("training", "after = first + block if first + block < stop else stop",
+      "after = first + block", "label in the last block"),
+    m("training", "elif label.high > 0 and k <= 1:", "elif label.high > 0:",
+      "a label far below overflows"),
+    m("training", "1 / (1 + 1 / ratio) if ratio > 0 else ratio", "1 - 1 / (1 + ratio)",
+      "share by cancellation"),
+    m("training", "if i <= label < i + count and", "if i < label < i + count and",
+      "label at a block's beginning"),
+    m("training", "return <real> value if not fabs(value) < power(smallest_exponent(unused)) else "
+      "<real> 0", "return <real> value", "subnormal gradients"),
+    m("training", "    if shift > HIGHEST_SCALE:", "    if False:", "huge scales in the exponent"),
+    m("training", "slope.reloads = call.keep and fabs(scale) <= 1 and",
+      "slope.reloads = call.keep and", "enlarged terms that were flushed"),
+    m("training", "scale * ((smoothing - share) - smoothing / row.n)",
+      "scale * (smoothing - share)", "smoothing at the label"),
+    m("training", "out[i] = y[i] * ((g[i] - high) - low)", "out[i] = y[i] * (g[i] - high)",
+      "backward: low part"),
+    # Threads, arrays, memory, environment
+    m("kernels.pyx", "total // parts * part + total % parts * part // parts",
+      "total // parts * part", "share: the last rows are nobody's"),
+    m("kernels.pyx", "walk.strides[last] == shape[axis] * strides[axis]", "True",
+      "axes joined that do not lie like one"),
+    m("operands", "bits >= 0x0F800000 else 0", "bits > 0x0F800000 else 0", "infinite halves"),
+    m("operands", "0x0FFF + ((bits >> 13) & 1)", "0x0FFF", "ties of float16"),
+    m("operands", "bits >= 0x477FF000", "bits > 0x477FF000", "float16: the tie at infinity"),
+    m("operands", "0x7FFF + ((bits >> 16) & 1)", "0x7FFF", "ties of bfloat16"),
+    m("operands", "bytes[i * stride]", "bytes[i]", "strided mask"),
+    m("memory", "        head = count\n", "        head = 0\n",
+      "streaming: pieces shorter than a line"),
+    m("memory", "(count - head - body) * sizeof(real))", "0)", "streaming: tail"),
+    m("environment", "        _mm_setcsr(0x1F80);\n", "", "the caller's rounding mode"),
+    m("environment", "        _mm_setcsr(callers);\n", "", "the caller's environment not restored"),
+    m("edits.py", "given.astype(computed).astype(np.float64)", "given.astype(np.float64)",
+      "scale not rounded to the type computed in"),
+    m("edits.py", "if not np.isfinite(rounded).all():", "if False:", "infinite scales"),
+    m("edits.py", "self._replace(where=self.where.copy())", "self", "mask under the output"),
+]  # fmt: skip
+
+#: Which tests run, fast and strict ones first; after those that are about the file in question.
+TESTS = [
+    "test_exp.py", "test_passes.py", "test_backward.py", "test_halves.py", "test_training.py",
+    "test_edits.py", "test_extended.py", "test_special.py", "test_columns.py", "test_bits.py",
+    "test_exactness.py", "test_interface.py", "test_environment.py",
+]  # fmt: skip
+#: What is in a mutant's file, description or text -> the tests that are likely to notice.
+FIRST = {
+    "_columns": ["test_columns.py"],
+    "_partial": ["test_extended.py"],
+    "_training": ["test_training.py", "test_backward.py"],
+    "_weighted": ["test_exactness.py"],
+    "_operands": ["test_halves.py"],
+    "_memory|unpad|tile|tail": ["test_bits.py"],
+    "_environment": ["test_environment.py"],
+    "scale|product|mask|limit": ["test_edits.py"],
+    "NaN|flushed|subnormal|clamp|infinit|bound": ["test_special.py"],
+    "combine|two_sum|normalise|collapse|accumulate": ["test_extended.py"],
+    "skip|dominated|log": ["test_exactness.py"],
+}
+#: Long ones, and those that read the sources rather than run them.
+LEFT_OUT = (
+    "64_mi", "16_mi", "hundred_million", "million", "out_of_cache", "large_columns",
+    "extra_memory", "boundaries", "sorted_rows", "spread_blocks", "in_place", "strided",
+    "alignment_of", "threads_inside", "threads_over_columns", "place_in", "repeated_calls",
+    "longer_chunks", "test_constants", "two_parts_of_ln_2",
+)  # fmt: skip
+
+
+def problems():
+    """What keeps a mutant from being applied."""
+    for mutant in MUTANTS:
+        count = (ROOT / "twopass" / mutant.file).read_text().count(mutant.old)
+        if count != 1:
+            yield f"{mutant.file}: {mutant.what}: the text is there {count} times"
+        if mutant.old == mutant.new:
+            yield f"{mutant.file}: {mutant.what}: nothing changes"
+
+
+def build(folder, mutant):
+    """An importable copy of the package with one level, whose kernels are the mutant's.
+
+    Raises
+    ------
+    subprocess.CalledProcessError
+        It does not compile.
+    """
+    import numpy as np
+
+    import twopass
+
+    flags = twopass.build_config()
+    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    level = mutant.level if mutant else LEVEL
+    name = "_kernels_" + level.replace("-", "_")
+    package = folder / "twopass"
+    shutil.copytree(
+        pathlib.Path(twopass.__file__).parent, package,
+        ignore=shutil.ignore_patterns("_kernels*", "__pycache__", "_config.py"),
+    )  # fmt: skip
+    shutil.copytree(ROOT / "twopass", package, dirs_exist_ok=True)
+    config = (pathlib.Path(twopass.__file__).parent / "_config.py").read_text()
+    config = re.sub(r'"levels": .*', f'"levels": ["{level}"],', config)
+    (package / "_config.py").write_text(config)
+    if mutant:
+        path = package / mutant.file
+        path.write_text(path.read_text().replace(mutant.old, mutant.new))
+
+    def run(*command):
+        subprocess.run(command, check=True, capture_output=True, cwd=folder)
+
+    run(sys.executable, "-m", "cython", "--module-name", f"twopass.{name}", "-o", "kernels.c",
+        package / "_kernels.pyx")  # fmt: skip
+    # -O1 compiles in half the time. The bits are the same: nothing that may change them is on.
+    run(
+        "cc", *re.split(r" (?=-)", flags["flags"]), *flags["level_flags"][level].split(), "-O1",
+        "-w", "-DNDEBUG", "-DNPY_NO_DEPRECATED_API=NPY_2_0_API_VERSION", "-fPIC", "-shared",
+        "-fopenmp", "-I", sysconfig.get_path("include"), "-I", np.get_include(), "kernels.c",
+        "-lm", "-o", package / (name + suffix),
+    )  # fmt: skip
+
+
+def judge(mutant):
+    """caught, survived or did not compile; and by which test."""
+    import os
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        try:
+            build(folder, mutant)
+        except subprocess.CalledProcessError as problem:
+            return "did not compile", problem.stderr.decode()[-300:]
+        about = f"{mutant.file} {mutant.what} {mutant.old}" if mutant else ""
+        first = [test for text, tests in FIRST.items() if re.search(text, about) for test in tests]
+        tests = [ROOT / "tests" / test for test in dict.fromkeys([*first, *TESTS])]
+        command = [
+            sys.executable, "-P", "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
+            "--hypothesis-seed=0", "-k", f"not ({' or '.join(LEFT_OUT)})", *tests,
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(
+                command, cwd=folder, timeout=LIMIT, capture_output=True, text=True, check=False,
+                # Threads that wait without spinning: several mutants share the cores.
+                env={**os.environ, "PYTHONPATH": name, "OMP_WAIT_POLICY": "passive"},
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return "caught", "endless"
+    if done.returncode == 0:
+        return "survived", ""
+    failed = re.search(r"^(?:FAILED|ERROR) .*?(\w+\.py\S*)", done.stdout, re.MULTILINE)
+    if done.returncode == 1 or failed:
+        return "caught", failed[1][:90] if failed else ""
+    if done.returncode < 0 or done.returncode >= 128:
+        return "caught", f"ended by signal {abs(done.returncode)}"
+    raise RuntimeError(f"the tests did not run: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("which", nargs="?", default="", help="part of file, text or description")
+    parser.add_argument("--check", action="store_true", help="only whether the list applies")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="at a time (default: 2)")
+    options = parser.parse_args()
+    found = list(problems())
+    if found or options.check:
+        print("\n".join(found) or f"{len(MUTANTS)} mutants apply")
+        return 1 if found else 0
+    chosen = [
+        mutant for mutant in MUTANTS
+        if options.which in " ".join((mutant.file, mutant.old, mutant.what))
+    ]  # fmt: skip
+    run = [mutant for mutant in chosen if not mutant.equivalent]
+    counts = {"caught": 0, "survived": 0, "did not compile": 0}
+    start = time.monotonic()
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        # The tests have to pass where nothing was changed, or catching means nothing.
+        waiting = {pool.submit(judge, mutant): mutant for mutant in (None, *run)}
+        for future in concurrent.futures.as_completed(waiting):
+            mutant = waiting[future]
+            verdict, by = future.result()
+            if mutant is None:
+                print(f"unchanged: {verdict}{by and ': '}{by}", flush=True)
+                if verdict != "survived":
+                    pool.shutdown(cancel_futures=True)
+                    return 2
+                continue
+            counts[verdict] += 1
+            print(f"{verdict}: {mutant.file}: {mutant.what}{by and ': '}{by}", flush=True)
+    print(
+        f"{len(run)} mutants: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()),
+        f"in {(time.monotonic() - start) / 60:.0f} minutes; {len(chosen) - len(run)} equivalent",
+    )
+    return 1 if counts["survived"] + counts["did not compile"] > 0.05 * len(run) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
