@@ -7,6 +7,7 @@ import numpy as np
 
 from twopass import isa
 from twopass._functions import _axes, _checked_out, _choose, _operand, _result_dtype
+from twopass._interop import read
 from twopass._machine import machine
 from twopass._plan import Geometry
 from twopass._threads import check, thread_count
@@ -306,10 +307,14 @@ def _one_axis(axis, ndim: int) -> int:
 
 def _options(reduction, label_smoothing, ignore_index) -> tuple[float, int]:
     """`label_smoothing` and `ignore_index`, checked."""
-    if reduction not in _REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
     try:
+        if isinstance(label_smoothing, str | bytes):  # which float() would read
+            raise TypeError
         smoothing = float(label_smoothing)
+    except OverflowError:
+        smoothing = math.inf
     except (TypeError, ValueError):
         raise TypeError(f"label_smoothing must be a number, not {label_smoothing!r}") from None
     if not 0 <= smoothing <= 1:
@@ -325,7 +330,7 @@ def _options(reduction, label_smoothing, ignore_index) -> tuple[float, int]:
 
 def _labels(labels, shape: tuple[int, ...], classes: int, ignored: int) -> tuple[np.ndarray, int]:
     """`labels` as contiguous int64 of the given shape, and how many are not ignored."""
-    given = np.asarray(labels)
+    given = read("labels", labels)
     if given.dtype.kind not in "iu" and given.size:
         raise TypeError(f"labels must be integers, not {given.dtype}")
     if given.shape != shape:
@@ -442,6 +447,8 @@ def _cross_entropy(
     if gradient:
         scales = _scales(grad_output, reduction, shape, used)
         result, (x,) = _gradient_out(out, x.shape, dtype, [x])
+        if out is not None and np.may_share_memory(labels, out):
+            labels = labels.copy()  # the kernel reads them, checked, while it writes
     if n_rows and not classes:
         raise ValueError(f"logits of shape {x.shape} have no classes along axis {axis}")
     losses = np.empty(n_rows)

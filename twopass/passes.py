@@ -163,6 +163,8 @@ def _vector(name: str, value, like=None) -> np.ndarray:
             f"{name} must be one-dimensional, contiguous and not empty; its shape is {value.shape},"
             f" its strides are {value.strides}"
         )
+    if not value.flags.aligned:
+        raise ValueError(f"{name} is not aligned to its {value.itemsize} bytes")
     if like is not None and (value.shape != like.shape or value.dtype != like.dtype):
         raise ValueError(
             f"{name} must be {like.dtype} of shape {like.shape}, not {value.dtype} of shape"
