@@ -165,3 +165,18 @@ def test_large_columns(dtype):
         assert oracle.softmax_error(y[:, column], x[:, column].copy()) <= BOUND[dtype.name]
     twopass.softmax(x, axis=0, out=x)
     assert oracle.same_bits(x, y)
+
+
+@pytest.mark.parametrize("function", [twopass.softmax, twopass.log_softmax, twopass.logsumexp])
+def test_columns_at_odd_addresses(level, dtype, function, rng):
+    """The bits do not depend on alignment, columns' included."""
+    values = rng.normal(0, 3, (70, 40)).astype(dtype)
+    expected = function(values, 0)
+    memory = np.empty(values.nbytes + 1, np.uint8)
+    x = memory[1:].view(dtype).reshape(values.shape)
+    x[...] = values
+    np.testing.assert_array_equal(function(x, 0), expected)
+    if function is not twopass.logsumexp:
+        target = np.empty(values.nbytes + 3, np.uint8)[3:].view(dtype).reshape(values.shape)
+        np.testing.assert_array_equal(function(values, 0, out=target), expected)
+        np.testing.assert_array_equal(function(x, 0, out=x), expected)

@@ -452,3 +452,14 @@ def test_logsumexp_threads_with_weights(rng):
     expected = twopass.logsumexp(a, b=b, return_sign=True, n_threads=1)
     for n_threads in (2, 3, 7):
         assert twopass.logsumexp(a, b=b, return_sign=True, n_threads=n_threads) == expected
+
+
+def test_empty_out():
+    """An empty `out`, whose strides NumPy makes 0, overlaps nothing."""
+    for shape in ((0, 5), (5, 0, 3)):
+        x, out = np.empty(shape), np.empty(shape)
+        axis = 1 if shape[0] == 0 else 0
+        assert twopass.softmax(x, axis, out=out) is out
+        assert twopass.log_softmax_backward(x, x, axis, out=out) is out
+        summed = np.empty(x.sum(axis=axis, keepdims=True).shape)
+        assert twopass.logsumexp(x, axis, keepdims=True, out=summed) is summed

@@ -405,3 +405,33 @@ def test_fast_and_careful_blocks_side_by_side(level, dtype, algorithm, depth):
                     assert oracle.softmax_error(y, x) <= (2.5 if dtype == np.float32 else 3)
                     total = np.atleast_1d(twopass.logsumexp(x))
                     assert oracle.error(total, np.atleast_1d(oracle.logsumexp(x))) <= 2
+
+
+def test_sums_of_bfloat16_with_nan_and_weights():
+    """NaN signs in bfloat16 print no warning."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = np.array([[np.nan, 1], [0, 1]], bfloat16)
+        result = twopass.logsumexp(x, 1, b=np.array([1, -3], bfloat16)).astype("f4")
+    assert np.isnan(result).all()
+
+
+@pytest.mark.parametrize("a", [-np.inf, 0.0])
+def test_a_weight_of_nan(level, a):
+    """A NaN that counts is never hidden, also where all of `a` is -inf."""
+    result, sign = twopass.logsumexp([a, a], b=[np.nan, 1.0], return_sign=True)
+    assert np.isnan(result)
+    assert np.isnan(sign)
+    assert twopass.logsumexp([a, 0.0], b=[np.nan, 1.0], where=[False, True]) == 0
+
+
+@pytest.mark.parametrize("level_of_others", [-60.0, -130.0, -200.0, -900.0, 900.0, 1e5, -1e5])
+def test_masked_blocks_beside_distant_ones(level, dtype, algorithm, level_of_others):
+    """Blocks in which nothing is left get 0, wherever the exponents of the others are."""
+    for n, kept in ((2, slice(1, 2)), (8192, slice(5000, None)), (40000, slice(0, 3))):
+        x = np.full(n, -np.inf, dtype)
+        x[kept] = level_of_others
+        y = twopass.softmax(x, algorithm=algorithm)
+        expected = np.where(x > -np.inf, 1 / np.count_nonzero(x > -np.inf), 0)
+        np.testing.assert_allclose(y, expected, rtol=1e-6, atol=0)

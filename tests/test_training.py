@@ -550,3 +550,34 @@ def test_errors_of_the_gradient(function):
         function(x, labels, out=np.zeros((2, 3), "f4"))
     with pytest.raises(TypeError, match="out must be an array, not list"):
         function(x, labels, out=[])
+
+
+@pytest.mark.parametrize("below", [600, 700, 708.5, 710, 725.5, 740, 745, 746, 760, 5000])
+def test_the_label_far_below_a_huge_maximum(level, dtype, below):
+    """The loss is the distance, though exp of it overflows."""
+    for top in (-34768.25, 3e7):
+        x = np.array([top - below, top, top - 5000], dtype)
+        expected = float(x[1]) - float(x[0])
+        for label, loss in ((0, expected), (1, 0)):
+            result = twopass.cross_entropy(x, label)
+            np.testing.assert_allclose(result, loss, rtol=1e-6, atol=1e-250)
+
+
+def test_labels_in_the_memory_of_out(level):
+    """Labels count as they were checked: written over, they would be places outside the row."""
+    memory = np.zeros((4, 8))
+    labels = memory.view(np.int64)[:, 3]
+    labels[:] = [1, 7, 0, 2]
+    x = np.linspace(-3, 3, 32).reshape(4, 8)
+    expected = twopass.cross_entropy_gradient(x, labels.copy())
+    assert twopass.cross_entropy_gradient(x, labels, out=memory) is memory
+    np.testing.assert_array_equal(memory, expected)
+
+
+def test_nothing_but_the_label(level, dtype):
+    """All others masked: the loss is 0, and so is the gradient, at any level of the label."""
+    for value in (0.0, -200.0, 900.0, -1e5):
+        x = np.array([value, -np.inf], dtype)
+        loss, gradient = twopass.cross_entropy_with_gradient(x, 0)
+        assert loss == 0
+        np.testing.assert_array_equal(gradient, 0)

@@ -507,6 +507,8 @@ cdef void block_rescale(
     """
     cdef Py_ssize_t i
     cdef real scale, scale_low, threshold, factor, rest
+    if exponent > highest(terms):  # of zeros alone, whose reference means nothing
+        exponent = highest(terms)
     # Terms are 0 or >= 2**(lowest - 1), so that nothing underflows.
     if smallest_exponent(terms) - lowest(terms) + 2 <= exponent <= highest(terms):
         scale = inverse * <real> power(exponent)

@@ -31,7 +31,8 @@ ctypedef struct Columns:
     Py_ssize_t mask_column
     Kind x_kind
     Kind y_kind
-    bint edited            # x is not what the loops take: of another type, masked, negated
+    bint edited            # x is not what the loops take: another type, unaligned, masked, negated
+    bint scattered         # y is not what the loops write: of another type or unaligned
     const double *scales   # of the outer index's columns; NULL: there are none
     Py_ssize_t scale_step  # 1, or 0 where one scale is for all columns
     bint scaling           # some scale is neither 0 nor 1 nor -1
@@ -353,8 +354,7 @@ cdef void map_columns(
     # clamped_map() needs room above the result for its comparison; the magic numbers have it.
     cdef real factor = <real> power(-highest(unused))
     cdef real threshold = <real> power(smallest_exponent(unused) + highest(unused))
-    cdef bint converted = block.y_kind != native_kind(unused)
-    cdef bint beside = block.streaming or block.overwrites or converted
+    cdef bint beside = block.streaming or block.overwrites or block.scattered
     cdef bint careful = block.logarithm
     cdef Py_ssize_t i, j
     cdef const real *x
@@ -410,7 +410,7 @@ cdef void map_columns(
             # One NaN: the sign of a computed one depends on the instructions that a column gets.
             for j in range(block.width):
                 y[j] = y[j] if y[j] == y[j] else <real> NAN
-        if converted:
+        if block.scattered:
             scatter_kind(
                 block.y_kind, block.y + i * block.y_stride, block.y_column, block.width,
                 <const real *> buffer)

@@ -67,7 +67,7 @@ def edits(function, shape, axes, dtype, scale, where, all_masked) -> Edits:
         A scale that is not finite, what does not broadcast, an unknown `all_masked`.
     """
     vacant = _VACANT[function]
-    if all_masked not in vacant:
+    if not isinstance(all_masked, str) or all_masked not in vacant:
         raise ValueError(f"all_masked must be 'nan' or 'zero', not {all_masked!r}")
     rows = tuple(1 if i in axes else length for i, length in enumerate(shape))
     return Edits(

@@ -203,9 +203,14 @@ class ExtendedSum:
         piece, axes = self._piece(x, axis)
         threads = check(n_threads)
         n = math.prod(piece.shape[i] for i in axes)
-        whole = n if length is None else operator.index(length)
-        if whole < n:
-            raise ValueError(f"length={length} is shorter than the piece's {n} elements")
+        try:
+            whole = n if length is None else operator.index(length)
+        except TypeError:
+            raise TypeError(f"length must be an integer or None, not {length!r}") from None
+        if not n <= whole < 2**63:
+            raise ValueError(
+                f"length={length} is shorter than the piece's {n} elements, or no size"
+            )
         if piece.size:
             self._run("add", piece, piece, axes, whole, threads)
         return self

@@ -149,8 +149,10 @@ def log_softmax(
     Notes
     -----
     A NaN or +inf anywhere in a row makes the row NaN, as does a row of only -inf. (SciPy gives -inf
-    beside a +inf.) Every result, however near 0, has a relative error of a few units in the last
-    place.
+    beside a +inf.) For ``|scale * x| <= 1000`` every result, however near 0, has a relative error
+    of a few units in the last place. Beyond, float32 has an absolute one of up to
+    ``2**-38 * min(|scale * x|, 2**21)``, and results below about ``2**-50`` may be 0; of products
+    `scale * x` that the type computed in does not hold, results are NaN.
 
     Examples
     --------
@@ -230,6 +232,7 @@ def logsumexp(
         )  # fmt: skip
         return _interop.call("a", a, out, compute, summed=axis)
     n_threads = check(n_threads)
+    return_sign = bool(return_sign)  # fails, if at all, before anything is written
     a = _operand("a", a)
     weights = None
     dtype = _result_dtype("a", a.dtype)
@@ -250,7 +253,7 @@ def logsumexp(
         result = np.empty(kept, dtype)
     else:
         result = _checked_out(out, shape, dtype).reshape(kept)
-        if not np.may_share_memory(result, out):  # reshape had to copy
+        if out.size and not np.may_share_memory(result, out):  # reshape had to copy
             raise ValueError(f"out of strides {out.strides} cannot be used; pass a contiguous one")
         if np.may_share_memory(a, out):
             a = a.copy()
@@ -264,7 +267,8 @@ def logsumexp(
     elif weights is not None:
         sign = _weighted(a, weights, result, axes, changes, n_threads)
         if not return_sign:
-            result[sign < 0] = np.nan
+            with np.errstate(invalid="ignore"):  # bfloat16 warns of NaN
+                result[sign < 0] = np.nan
     else:
         _run("logsumexp", a, result, axes, changes, "auto", n_threads)
         if return_sign:
@@ -310,12 +314,12 @@ def plan(
     >>> print(twopass.plan(1000, "f4", n_threads=1))  # doctest: +ELLIPSIS
     softmax along rows by two_pass_reload on ... with one thread, ordinary stores: a row of ...
     """
-    if function not in ("softmax", "log_softmax", "logsumexp"):
+    if not isinstance(function, str) or function not in ("softmax", "log_softmax", "logsumexp"):
         raise ValueError(
             f"function must be 'softmax', 'log_softmax' or 'logsumexp', not {function!r}"
         )
     # One element stands for all: strides as of a real array, no memory.
-    shape = (operator.index(shape),) if not np.iterable(shape) else tuple(shape)
+    shape = _shape(shape)
     source = np.dtype(dtype)
     strides = [source.itemsize]
     for length in reversed(shape[1:]):
@@ -326,13 +330,25 @@ def plan(
     one = np.zeros((), source)
     x = np.lib.stride_tricks.as_strided(one, shape, strides[: len(shape)], writeable=False)
     order, inner = _order(x, axes)
-    g = _geometry(x.transpose(order), len(axes), inner, function, result, True, in_place, masked)
+    g = _geometry(
+        x.transpose(order), len(axes), inner, function, result, True, bool(in_place), bool(masked)
+    )
     return choose(
         function, g, algorithm, thread_count(n_threads, g.elements), machine(), isa.active()
     )
 
 
 # Arguments --------------------------------------------------------------------------------------
+
+
+def _shape(shape) -> tuple[int, ...]:
+    try:
+        lengths = tuple(map(operator.index, shape if np.iterable(shape) else (shape,)))
+    except TypeError:
+        raise TypeError(f"shape must be an integer or a tuple of them, not {shape!r}") from None
+    if not all(0 <= n < 2**63 for n in lengths):
+        raise ValueError(f"shape={shape!r} has a length that is negative or too large")
+    return lengths
 
 
 def _operand(name: str, value) -> np.ndarray:
@@ -345,7 +361,7 @@ def _operand(name: str, value) -> np.ndarray:
 
 
 def _result_dtype(name: str, dtype: np.dtype) -> np.dtype:
-    if dtype.kind == "f" and dtype.itemsize <= 8:
+    if dtype.kind == "f" and dtype.newbyteorder("=") in (_FLOAT16, *_NATIVE):  # ml_dtypes has more
         return dtype.newbyteorder("=")
     if dtype.kind in "iub":
         return _FLOAT64
@@ -355,7 +371,7 @@ def _result_dtype(name: str, dtype: np.dtype) -> np.dtype:
 
 
 def _check_algorithm(algorithm) -> None:
-    if algorithm != "auto" and algorithm not in ALGORITHMS:
+    if not isinstance(algorithm, str) or algorithm not in ("auto", *ALGORITHMS):
         known = ", ".join(repr(name) for name in ("auto", *ALGORITHMS))
         raise ValueError(f"algorithm must be one of {known}, not {algorithm!r}")
 
@@ -394,7 +410,9 @@ def _checked_out(out, shape, dtype) -> np.ndarray:
         )
     if not out.flags.writeable:
         raise ValueError("out is read-only")
-    if any(stride == 0 and length > 1 for stride, length in zip(out.strides, shape, strict=True)):
+    if out.size and any(  # NumPy's empty arrays have strides of 0
+        stride == 0 and length > 1 for stride, length in zip(out.strides, shape, strict=True)
+    ):
         raise ValueError(f"out of strides {out.strides} overlaps itself")
     return out
 
@@ -420,7 +438,7 @@ def _output(out, shape, dtype, sources) -> tuple[np.ndarray, list[np.ndarray]]:
 def _map(function, x, axis, scale, where, all_masked, out, algorithm, n_threads):
     """Softmax and log_softmax."""
     arguments = None
-    if scale is None and where is None and all_masked == "nan":
+    if scale is None and where is None and type(all_masked) is str and all_masked == "nan":
         arguments = _remembered(function, x, axis, algorithm, n_threads, out is x)
     if arguments is not None:
         if out is None:

@@ -28,9 +28,11 @@ def read(name: str, value: Any) -> np.ndarray:
     TypeError
         Masked elements; a tensor that requires a gradient; data that is not in the CPU's memory or
         that DLPack cannot hand out.
+    ValueError
+        Lists of different lengths.
     """
     if type(value) in _BUILT_IN:
-        return np.asarray(value)
+        return _converted(name, value)
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         neutral = "0" if name == "b" else "-np.inf"
         raise TypeError(
@@ -41,7 +43,14 @@ def read(name: str, value: Any) -> np.ndarray:
             # DLPack would hand out a type that NumPy has not; its bits are integers to both.
             return _imported(name, _bits(value, "int16")).view(_bfloat16())
         return _imported(name, value)
-    return np.asarray(value)
+    return _converted(name, value)
+
+
+def _converted(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # ragged, or nested too deeply
+        raise ValueError(f"{name} is no array: {error}") from error
 
 
 def has_own_kind(value: Any) -> bool:

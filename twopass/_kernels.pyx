@@ -653,7 +653,9 @@ def columns(
     block.y_column = cnp.PyArray_STRIDE(out, ndim - 1)
     block.x_kind = x_operand.kind
     block.y_kind = y_operand.kind
-    block.edited = x_operand.kind != native or where is not None
+    block.edited = (
+        x_operand.kind != native or where is not None or not cnp.PyArray_ISALIGNED(x))
+    block.scattered = y_operand.kind != native or not cnp.PyArray_ISALIGNED(out)
     if where is not None:
         column_line(&mask, where)
         block.mask_stride = cnp.PyArray_STRIDE(where, ndim - 2)

@@ -226,8 +226,13 @@ cdef void hold(Extended *a, const Extended *b) noexcept nogil:
 cdef void merge_extended(Extended *a, const Extended *b, const real *unused) noexcept nogil:
     """a += b."""
     cdef Extended other = b[0], kept
-    a.special += b.special
-    if a.special != 0 or b.total.index == NO_BIN:
+    cdef double special = a.special + b.special
+    if special != 0:
+        # Nothing else counts, nor may it show in which order the pieces came.
+        clear_extended(a)
+        a.special = special
+        return
+    if b.total.index == NO_BIN:
         return
     if a.total.index != NO_BIN and a.shift != other.shift:
         if logarithm_of(a) >= logarithm_of(b):

@@ -304,7 +304,7 @@ cdef void weigh(
     if others.high == 0:
         ratio = 0 if label.high > 0 else NAN
         loss[0] = ratio
-    elif label.high > 0 and k <= 1:
+    elif reduced > -700 and k <= 1:  # further down exp(reduced) loses digits, its inverse overflows
         # ldexp, because the ratio may lie just above the smallest normal number and 2**k below.
         ratio = ldexp((others.high + others.low) / exp(reduced), <int> k)
         loss[0] = log1p(ratio)

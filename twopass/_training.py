@@ -7,6 +7,7 @@ import numpy as np
 
 from twopass import isa
 from twopass._functions import _axes, _choose, _operand, _output, _result_dtype
+from twopass._interop import read
 from twopass._machine import machine
 from twopass._plan import Geometry
 from twopass._threads import check, thread_count
@@ -306,10 +307,14 @@ def _one_axis(axis, ndim: int) -> int:
 
 def _options(reduction, label_smoothing, ignore_index) -> tuple[float, int]:
     """`label_smoothing` and `ignore_index`, checked."""
-    if reduction not in _REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', not {reduction!r}")
     try:
+        if isinstance(label_smoothing, str | bytes):  # which float() would read
+            raise TypeError
         smoothing = float(label_smoothing)
+    except OverflowError:
+        smoothing = math.inf
     except (TypeError, ValueError):
         raise TypeError(f"label_smoothing must be a number, not {label_smoothing!r}") from None
     if not 0 <= smoothing <= 1:
@@ -325,7 +330,8 @@ def _options(reduction, label_smoothing, ignore_index) -> tuple[float, int]:
 
 def _labels(labels, shape: tuple[int, ...], classes: int, ignored: int) -> tuple[np.ndarray, int]:
     """A copy of `labels` as int64 of the given shape, and how many are not ignored."""
-    given = np.array(labels)  # what is checked is what the kernel reads, whoever writes to labels
+    # What is checked is what the kernel reads, whoever writes to labels meanwhile.
+    given = read("labels", labels).copy()
     if given.dtype.kind not in "iu" and given.size:
         raise TypeError(f"labels must be integers, not {given.dtype}")
     if given.shape != shape:

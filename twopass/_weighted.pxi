@@ -46,7 +46,7 @@ cdef Py_ssize_t load_weighted(
     if row.mask != NULL:
         blank(row.mask, row.mask_row, start, count, b, <double> 0)
     for j in range(count):
-        x[j] = -INFINITY if b[j] == 0 or start + j == row.skip else x[j]
+        x[j] = -INFINITY if b[j] == 0 or start + j == row.skip else x[j] if b[j] == b[j] else b[j]
     return count
 
 

@@ -163,6 +163,8 @@ def _vector(name: str, value, like=None) -> np.ndarray:
             f"{name} must be one-dimensional, contiguous and not empty; its shape is {value.shape},"
             f" its strides are {value.strides}"
         )
+    if not value.flags.aligned:
+        raise ValueError(f"{name} is not aligned to its {value.itemsize} bytes")
     if like is not None and (value.shape != like.shape or value.dtype != like.dtype):
         raise ValueError(
             f"{name} must be {like.dtype} of shape {like.shape}, not {value.dtype} of shape"
@@ -403,7 +405,10 @@ def map_rescale(y, mantissa, exponent, block_exponents, *, n_threads=None) -> np
         `y`.
     """
     _vector("y", y, like=y)
-    refs = np.ascontiguousarray(block_exponents, np.float64)
+    given = np.asarray(block_exponents)
+    if given.dtype.kind not in "iuf":
+        raise TypeError(f"block_exponents must be real numbers, not of dtype {given.dtype}")
+    refs = np.ascontiguousarray(given, np.float64)
     if refs.shape != (_blocks(y),):
         raise ValueError(f"block_exponents must have shape ({_blocks(y)},), not {refs.shape}")
     _run(
