@@ -47,7 +47,7 @@ class Effort:
 
 
 PEERS_QUICK = Effort(9, 2.0)
-PEERS_FULL = Effort(15, 3.0)
+PEERS_FULL = Effort(15, 3.5)
 
 
 # Options ----------------------------------------------------------------------------------------

@@ -88,10 +88,7 @@ def problem_of(workload: Workload, seed: int) -> Problem:
     function, shape, axis = workload.function, workload.shape, workload.axis
     dtype = dtype_of(workload.dtype)
 
-    def normals(number: int, dtype: np.dtype = dtype) -> np.ndarray:
-        return written_normals(workload.elements, dtype, seed + number).reshape(shape)
-
-    x = normals(0)
+    x = written_normals(workload.elements, dtype, seed).reshape(shape)
     rows = list(shape)
     del rows[axis]
     out, other = np.zeros(shape, dtype), None
@@ -99,15 +96,14 @@ def problem_of(workload: Workload, seed: int) -> Problem:
         out = np.zeros(rows, dtype)
     elif function in ("cross_entropy", "top_probabilities", *_DRAWS):
         out = None
+    rng = np.random.default_rng(seed)
     if function.startswith("cross_entropy"):
-        other = np.random.default_rng(seed).integers(shape[axis], size=rows)
+        other = rng.integers(shape[axis], size=rows)
     elif function == "masked_softmax":
-        # Of as many different numbers as have to be written anyway.
-        other = normals(1, np.dtype("float32"))
-        other = other < np.quantile(other.reshape(-1)[: 1 << 20], KEPT)
+        other = rng.random(shape, np.float32) < KEPT
     elif function.endswith("_backward"):
         getattr(twopass, function.removesuffix("_backward"))(x, axis, out=x)
-        other = normals(1)
+        other = written_normals(workload.elements, dtype, seed + 1).reshape(shape)
     return Problem(function, x, out, axis, other)
 
 
@@ -261,7 +257,8 @@ def _torch(problem, threads):
     torch.set_num_threads(threads)
     if problem.function == "cross_entropy_with_gradient":
         return _torch_autograd(torch, problem)
-    compute = _torch_compute(torch, problem)
+    choosing = problem.function in ("top_probabilities", *_DRAWS)
+    compute = (_torch_choosing if choosing else _torch_compute)(torch, problem)
 
     def call():
         with torch.inference_mode():
@@ -282,7 +279,6 @@ def _torch_compute(torch, problem):
     """What writes to the problem's `out`, or returns its result."""
     axis = problem.axis
     x, out, other = (_tensor(torch, a) for a in (problem.x, problem.out, problem.other))
-    matrix, rows = x.reshape(problem.rows), x.shape[:-1]
 
     def edited(edit, *arguments):
         between = torch.empty_like(x)
@@ -292,22 +288,6 @@ def _torch_compute(torch, problem):
             torch.softmax(between, axis, out=out)
 
         return compute
-
-    def top():
-        p = torch.softmax(x, axis, out=probabilities)
-        return torch.topk(p, problem.k, axis, out=found)
-
-    def sample():
-        p = torch.softmax(matrix, -1, out=probabilities)
-        return torch.multinomial(p, 1).reshape(rows)
-
-    def sample_top_p():
-        p = torch.softmax(matrix, -1, out=probabilities)
-        torch.sort(p, descending=True, out=found)
-        largest, order = found
-        torch.cumsum(largest, -1, out=p)
-        largest.masked_fill_(p.sub_(largest) >= TOP_P, 0.0)
-        return order.gather(-1, torch.multinomial(largest, 1)).reshape(rows)
 
     match problem.function:
         case "softmax" | "log_softmax" | "logsumexp" as name:
@@ -319,7 +299,7 @@ def _torch_compute(torch, problem):
             return edited(torch.where, other, x, torch.tensor(-torch.inf, dtype=x.dtype))
         case "cross_entropy":
             cross_entropy = torch.nn.functional.cross_entropy
-            return functools.partial(cross_entropy, matrix, other.reshape(-1))
+            return functools.partial(cross_entropy, x.reshape(problem.rows), other.reshape(-1))
         case "softmax_backward":
             # What autograd calls, into a given array.
             backward = torch.ops.aten._softmax_backward_data.out
@@ -327,22 +307,35 @@ def _torch_compute(torch, problem):
         case "log_softmax_backward":
             backward = torch.ops.aten._log_softmax_backward_data.out
             return functools.partial(backward, other, x, axis, x.dtype, out=out)
-        case "top_probabilities":
-            probabilities, found = torch.empty_like(x), _empty_pairs(torch, x, problem.k)
-            return top
-        case "sample":
-            probabilities = torch.empty_like(matrix)
-            return sample
-        case "sample_top_p":
-            probabilities = torch.empty_like(matrix)
-            found = _empty_pairs(torch, matrix, matrix.shape[-1])
-            return sample_top_p
     raise NotImplementedError(_NO_SUCH_FUNCTION)
 
 
-def _empty_pairs(torch, x, k):
-    shape = (*x.shape[:-1], k)
-    return torch.empty(shape, dtype=x.dtype), torch.empty(shape, dtype=torch.int64)
+def _torch_choosing(torch, problem):
+    """The softmax, then what picks from it."""
+    x, shape = _tensor(torch, problem.x).reshape(problem.rows), problem.x.shape[:-1]
+    k = problem.k if problem.function == "top_probabilities" else x.shape[-1]
+    p, values = torch.empty_like(x), torch.empty(len(x), k, dtype=x.dtype)
+    indices = torch.empty(len(x), k, dtype=torch.int64)
+
+    def top():
+        torch.softmax(x, -1, out=p)
+        torch.topk(p, k, out=(values, indices))
+        return values.reshape(*shape, k), indices.reshape(*shape, k)
+
+    def sample():
+        torch.softmax(x, -1, out=p)
+        return torch.multinomial(p, 1).reshape(shape)
+
+    def sample_top_p():
+        torch.softmax(x, -1, out=p)
+        torch.sort(p, descending=True, out=(values, indices))
+        before = torch.cumsum(values, -1, out=p).sub_(values)
+        values.masked_fill_(before >= TOP_P, 0.0)
+        return indices.gather(-1, torch.multinomial(values, 1)).reshape(shape)
+
+    return {"top_probabilities": top, "sample": sample, "sample_top_p": sample_top_p}[
+        problem.function
+    ]
 
 
 def _torch_autograd(torch, problem):
