@@ -5,18 +5,30 @@ import contextlib
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import NoReturn
 
 import twopass
 from twopass import isa
 from twopass._machine import cpu_budget
-from twopass.analysis import contest, experiments, libraries, model, peers, running, show, words
+from twopass.analysis import (
+    experiments,
+    libraries,
+    model,
+    peers,
+    peers_running,
+    peers_tables,
+    running,
+    show,
+    words,
+)
 from twopass.analysis.machine import environment
 from twopass.analysis.progress import Watch, progress
+from twopass.analysis.ratios import Outcome, judge
 from twopass.analysis.report import FILE_NAME, SCHEMA_VERSION, Report, dumps
 from twopass.analysis.results import Results, roofline, summary
+from twopass.analysis.workloads import FUNCTIONS, OWN, OWN_V3, workloads
 
 #: Where a full run writes.
 FOLDER = pathlib.Path("twopass-report")
@@ -35,7 +47,7 @@ class Effort:
 
 
 PEERS_QUICK = Effort(9, 2.0)
-PEERS_FULL = Effort(15, 5.5)
+PEERS_FULL = Effort(15, 3.5)
 
 
 # Options ----------------------------------------------------------------------------------------
@@ -82,19 +94,22 @@ def _ratio(text: str) -> float:
     raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
 
 
-def _peers(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    for name in names:
-        if name not in peers.PEERS:
-            raise argparse.ArgumentTypeError(
-                f"must be names from {', '.join(peers.PEERS)}, separated by commas, not {name!r}"
-            )
+def _names_from(known: Iterable[str]) -> Callable[[str], tuple[str, ...]]:
+    def names(text: str) -> tuple[str, ...]:
+        found = _names(text)
+        for name in found:
+            if name not in known:
+                raise argparse.ArgumentTypeError(
+                    f"must be names from {', '.join(known)}, separated by commas, not {name!r}"
+                )
+        return found
+
     return names
 
 
 def _shapes(text: str) -> str:
     try:
-        peers.workloads(text)
+        workloads(text)
     except ValueError as problem:
         raise argparse.ArgumentTypeError(str(problem).removeprefix("--shapes ")) from None
     return text
@@ -197,7 +212,7 @@ def parser() -> argparse.ArgumentParser:
 
     other = commands.add_parser(
         "peers", help="compare with onnxruntime, torch, jax and scipy where installed",
-        description="Time softmax, log_softmax and logsumexp beside other libraries' (minutes).",
+        description="Time twopass' functions beside other libraries' (minutes).",
     )  # fmt: skip
     other.add_argument(
         "--threads", type=_counts, metavar="N,...", default=argparse.SUPPRESS,
@@ -206,10 +221,14 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     other.add_argument(
         "--shapes", type=_shapes, default="full",
-        help="full (default, up to 8 minutes), quick, or shapes such as 64x1024,8x300",
+        help="full (default, up to 6 minutes), quick, or shapes such as 64x1024,8x300",
     )  # fmt: skip
     other.add_argument(
-        "--peers", type=_peers, default=tuple(peers.PEERS), metavar="NAME,...",
+        "--functions", type=_names_from(FUNCTIONS), default=(), metavar="NAME,...",
+        help=f"only these of {', '.join(FUNCTIONS)}",
+    )  # fmt: skip
+    other.add_argument(
+        "--peers", type=_names_from(peers.PEERS), default=tuple(peers.PEERS), metavar="NAME,...",
         help="only these libraries",
     )  # fmt: skip
     other.add_argument(
@@ -477,9 +496,9 @@ def _run_peers(options: argparse.Namespace, command: Sequence[str]) -> int:
         return _work(options)
     folder = _folder(options.output)
     effort = PEERS_FULL if options.shapes == "full" else PEERS_QUICK
-    settings = peers.Settings(
-        rounds=options.rounds or effort.rounds, budget=effort.budget, seed=options.seed,
-        peers=options.peers,
+    settings = peers_running.Settings(
+        options.shapes, options.functions, rounds=options.rounds or effort.rounds,
+        budget=effort.budget, seed=options.seed, peers=options.peers,
     )  # fmt: skip
     versions = peers.installed(options.peers)
     if not versions:
@@ -491,8 +510,8 @@ def _run_peers(options: argparse.Namespace, command: Sequence[str]) -> int:
     for threads in options.threads or tuple(dict.fromkeys((1, cpu_budget()))):
         if threads > cpu_budget():
             raise ValueError(f"argument --threads: {threads} is more than {cpu_budget()} CPUs")
-        outcomes += peers.run_in_subprocess(options.shapes, threads, settings)
-    verdicts = [verdict for outcome in outcomes for verdict in peers.judge(outcome)]
+        outcomes += peers_running.run_in_subprocess(threads, settings)
+    verdicts = [verdict for outcome in outcomes for verdict in judge(outcome)]
     record = {
         "schema_version": SCHEMA_VERSION,
         "kind": "twopass-peers",
@@ -503,28 +522,24 @@ def _run_peers(options: argparse.Namespace, command: Sequence[str]) -> int:
     }
     if folder:
         _write(folder / "peers.json", dumps(record))
-        _write(folder / "peers.md", contest.peers_markdown(outcomes, verdicts, found))
-    _say(options, contest.peers_table(outcomes, verdicts))
+        _write(folder / "peers.md", peers_tables.peers_markdown(outcomes, verdicts, found))
+    _say(options, peers_tables.peers_table(outcomes, verdicts))
     if options.json:
         sys.stdout.write(dumps(record))
     return 0
 
 
-def _outcome_record(outcome: peers.Outcome) -> dict:
+def _outcome_record(outcome: Outcome) -> dict:
     labels = {sample.label for sample in outcome.samples}
-    summary = {
-        own: asdict(outcome.comparison(own)) for own in (peers.OWN, peers.OWN_V3) if own in labels
-    }
+    summary = {own: asdict(outcome.comparison(own)) for own in (OWN, OWN_V3) if own in labels}
     return {**asdict(outcome), "summary": summary}
 
 
 def _work(options: argparse.Namespace) -> int:
-    """A thread count's process: see `peers.run_in_subprocess`."""
+    """A thread count's process: see `peers_running.run_in_subprocess`."""
     question = json.loads(options.worker)
-    question["settings"]["peers"] = tuple(question["settings"]["peers"])
-    outcomes = peers.run_worker(
-        question["shapes"], question["threads"], peers.Settings(**question["settings"]), _note
-    )
+    settings = peers_running.settings_from(question["settings"])
+    outcomes = peers_running.run_worker(question["threads"], settings, _note)
     _write(options.answer, dumps([asdict(outcome) for outcome in outcomes]))
     return 0
 

@@ -3,17 +3,18 @@
 import contextlib
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from twopass import isa
 from twopass._machine import machine
 from twopass.analysis.experiments import level_of
-from twopass.analysis.peers import OWN, PEERS, TOLERANCE, Builder
+from twopass.analysis.peers import PEERS, Builder, Call, Problem, close, own
 from twopass.analysis.progress import Watch, unwatched
 from twopass.analysis.report import Series
 from twopass.analysis.timing import written_normals
+from twopass.analysis.workloads import OWN
 
 #: A library that takes longer than this for one call is not asked for longer rows.
 SLOWEST_CALL = 0.5
@@ -40,32 +41,26 @@ def _perfplot():
     return perfplot
 
 
-def _own(function, x, out, axis, threads):
-    import twopass
-
-    return functools.partial(getattr(twopass, function), x, axis, out=out, n_threads=threads)
-
-
-def _call(call: Callable[[], object], *arrays: np.ndarray) -> object:
+def _call(call: Call, *arrays: np.ndarray) -> object:
     del arrays
     return call()
 
 
-def equal(first: object, second: object, tolerance: float = TOLERANCE["float32"]) -> bool:
+def equal(first: object, second: object) -> bool:
     """Whether two results agree relative to their elements.
 
     Any softmax of 1e8 elements is 0 to the absolute tolerance that perfplot's own check has.
     """
-    return np.allclose(np.asarray(first), np.asarray(second), rtol=tolerance, atol=1e-30)
+    return close(np.asarray(first), np.asarray(second))
 
 
 def builders(names: Sequence[str]) -> dict[str, Builder]:
     """twopass, and those of the peers that can be built here."""
     x = np.zeros(8, np.float32)
-    found: dict[str, Builder] = {OWN: _own}
+    found: dict[str, Builder] = {OWN: own}
     for name in names:
         with contextlib.suppress(ImportError, NotImplementedError):
-            PEERS[name]("softmax", x, np.empty_like(x), -1, 1)
+            PEERS[name](Problem("softmax", x, np.empty_like(x)), 1)
             found[name] = PEERS[name]
     return found
 
@@ -112,10 +107,10 @@ def measure_libraries(
     perfplot = _perfplot()
     chosen = builders(names)
 
-    def prepare(build: Builder, n: int) -> Callable[[], object]:
+    def prepare(build: Builder, n: int) -> Call:
         x = written_normals(n, "float32", seed)
         out = np.empty_like(x)
-        call = build("softmax", x, out, -1, threads)
+        call = build(Problem("softmax", x, out), threads)
         call()  # some compile at the first call, from whose time perfplot would gauge the others
         # Some libraries keep an address alone: the arrays have to live as long as the call.
         return functools.partial(_call, call, x, out)

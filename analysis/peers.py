@@ -1,289 +1,230 @@
-"""twopass beside other libraries: the workloads, their targets, and how each library is called.
+"""The libraries that twopass is measured beside: how each is called.
 
-Every thread count is measured in a process of its own, because some libraries fix their threads
-when they are loaded.
+Each builder takes a problem and a number of threads and returns a call whose value is the result:
+an array, or a tuple of them. It raises ImportError where something is not installed,
+NotImplementedError where the library does not do it.
 """
 
 import contextlib
 import functools
 import importlib
 import importlib.metadata
-import json
-import os
-import pathlib
-import random
-import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 import twopass
-from twopass import isa
-from twopass.analysis.machine import available_memory
-from twopass.analysis.ratios import Comparison, Sample, compare
-from twopass.analysis.timing import (
-    Timed,
-    calls_for,
-    interleaved,
-    seconds_per_call,
-    written_normals,
-)
+from twopass.analysis.timing import written_normals
+from twopass.analysis.workloads import KEPT, SCALE, TOP_K, TOP_P, Workload
 
-OWN = "twopass"
-#: twopass restricted to AVX2, measured beside the level in use.
-OWN_V3 = "twopass x86-64-v3"
-V3 = "x86-64-v3"
-
-#: A library that takes longer than this for one call is left out of the workload.
-SLOWEST_CALL = 1.5
-#: Seconds for OpenMP's and other pools' threads to stop spinning between two libraries' samples.
-SETTLE = 0.01
-#: Largest relative difference that still counts as agreement: peers that add up 2^24 float32 are
-#: off by 1e-3, and by more at 2^26. A wrong axis or a wrong function differs by far more.
-TOLERANCE = {"float32": 2e-2, "float64": 1e-9}
+#: Largest difference that still counts as agreement, relative to an element and to the mean one:
+#: peers that add up 2^24 float32 are off by 1e-3, and by more at 2^26. A wrong axis or a wrong
+#: function differs by far more.
+TOLERANCE = {"bfloat16": 5e-2, "float16": 2e-2, "float32": 2e-2, "float64": 1e-9}
+#: The functions whose results are random.
+_DRAWS = ("sample", "sample_top_p")
+_NO_SUCH_FUNCTION = "it has no such function"
 
 
-# What is to be reached --------------------------------------------------------------------------
+# Problems ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A number to reach, at one and at two threads (None: no target).
+@dataclass(frozen=True, slots=True, eq=False)
+class Problem:
+    """A function and its arrays.
 
     Attributes
     ----------
-    against : str
-        ``"fastest"`` or a library: `one` and `two` are how many times faster, at least. ``"us"``
-        or ``"ms"``: microseconds or milliseconds, at most.
-    one, two : float or None
-    own : str
-        `OWN` or `OWN_V3`.
+    function : str
+        One of `workloads.FUNCTIONS`.
+    x : ndarray
+        Logits; of the backward passes what the forward one returned.
+    out : ndarray or None
+        For a result of the shape of `x`, or of `x` without the axis.
+    axis : int
+    other : ndarray or None
+        Labels, the mask, or the gradient with respect to `x`.
     """
 
-    against: str
-    one: float | None
-    two: float | None = None
-    own: str = OWN
-
-    def at(self, threads: int) -> float | None:
-        """The number for `threads` threads."""
-        return {1: self.one, 2: self.two}.get(threads)
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """A function of an array of standard normal numbers, and its targets."""
-
     function: str
-    shape: tuple[int, ...]
+    x: np.ndarray
+    out: np.ndarray | None
     axis: int = -1
-    dtype: str = "float32"
-    targets: tuple[Target, ...] = ()
+    other: np.ndarray | None = None
 
     @property
-    def elements(self) -> int:
-        """Elements of the array."""
-        return int(np.prod(self.shape))
+    def k(self) -> int:
+        """How many `top_probabilities` finds."""
+        return min(TOP_K, self.x.shape[self.axis])
 
     @property
-    def label(self) -> str:
-        """Shape and axis, for tables."""
-
-        def short(length: int) -> str:
-            return f"{length >> 20} Mi" if length and length % (1 << 20) == 0 else str(length)
-
-        text = " x ".join(map(short, self.shape))
-        if len(self.shape) == 1:
-            text += " elements"
-        return text if self.axis == -1 else f"{text} axis {self.axis}"
+    def rows(self) -> tuple[int, int]:
+        """As a matrix that has the axis, the last one, as its rows."""
+        return -1, self.x.shape[-1]
 
 
-_MI = 1 << 20
-
-#: Times faster than the fastest peer, with one and with two threads.
-_RATIOS = {
-    ((1, 16 * _MI), -1): (1.6, 3.0),
-    ((1, 64 * _MI), -1): (1.6, 3.0),
-    ((1, _MI), -1): (1.4, 2.4),
-    ((16384, 1024), -1): (1.3, 1.6),
-    ((4096, 4096), -1): (1.6, 1.8),
-    ((512, 32000), -1): (1.6, 1.8),
-    ((128, 128256), -1): (1.6, 1.8),
-    ((64, 1024), -1): (1.1, 1.2),
-    ((1024, 1024), -1): (1.1, 1.2),
-    ((4096, 4096), 0): (5.0, 5.0),
-}
-# The largest two shapes add minutes and nothing that softmax does not show.
-_NOT_FOR_LOG_SOFTMAX = ((1, 64 * _MI), (128, 128256))
-
-#: Everything that is measured, with its targets: the one table.
-WORKLOADS = (
-    *(
-        Workload(
-            "softmax", shape, axis,
-            targets=(Target("fastest", *ratios), Target("torch", 1.0, 1.0, OWN_V3)),
-        )
-        for (shape, axis), ratios in _RATIOS.items()
-    ),
-    *(
-        Workload("log_softmax", shape, axis, targets=(Target("fastest", *ratios),))
-        for (shape, axis), ratios in _RATIOS.items()
-        if shape not in _NOT_FOR_LOG_SOFTMAX
-    ),
-    Workload(
-        "logsumexp", (1, 16 * _MI),
-        targets=(Target("jax", 4.0), Target("scipy", 20.0), Target("torch", 20.0)),
-    ),
-    Workload("logsumexp", (512, 32000)),
-    Workload("softmax", (1, 16 * _MI), dtype="float64", targets=(Target("torch", 1.8, 1.8),)),
-    Workload("softmax", (4096, 4096), dtype="float64", targets=(Target("torch", 1.8, 1.8),)),
-    Workload("softmax", (10,), targets=(Target("us", 2.0),)),
-)  # fmt: skip
-#: ``import twopass`` beyond NumPy's.
-IMPORT_TARGET = Target("ms", 30.0)
-IMPORT = Workload("import", (), targets=(IMPORT_TARGET,))
-
-_QUICK = (
-    ("softmax", (1, 16 * _MI), "float32"),
-    ("softmax", (1, _MI), "float32"),
-    ("softmax", (512, 32000), "float32"),
-    ("softmax", (1024, 1024), "float32"),
-    ("logsumexp", (1, 16 * _MI), "float32"),
-    ("softmax", (10,), "float32"),
-)
-
-
-def workloads(name: str) -> tuple[Workload, ...]:
-    """The workloads that ``--shapes`` names.
-
-    Parameters
-    ----------
-    name : str
-        ``"full"``, ``"quick"``, or shapes such as ``"64x1024,8x300"``, which have no targets.
+def dtype_of(name: str) -> np.dtype:
+    """NumPy's dtype.
 
     Raises
     ------
-    ValueError
-        It is none of these.
+    ImportError
+        bfloat16, and ml_dtypes is not installed.
     """
-    if name == "full":
-        return WORKLOADS
-    if name == "quick":
-        return tuple(
-            w for w in WORKLOADS if w.axis == -1 and (w.function, w.shape, w.dtype) in _QUICK
-        )
-    found = []
-    for text in name.split(","):
-        try:
-            shape = tuple(int(length) for length in text.split("x"))
-        except ValueError:
-            shape = ()
-        if not shape or min(shape) < 1:
-            raise ValueError(
-                f"--shapes must be full, quick, or shapes such as 64x1024,8x300, not {name!r}"
-            )
-        found += [Workload(f, shape) for f in ("softmax", "log_softmax", "logsumexp")]
-    return tuple(found)
+    if name == "bfloat16":
+        importlib.import_module("ml_dtypes")
+    return np.dtype(name)
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A target and what was reached.
+def problem_of(workload: Workload, seed: int) -> Problem:
+    """The arrays of a workload, written.
 
-    Attributes
-    ----------
-    workload : Workload
-    threads : int
-    target : Target
-    against : str
-        The library, also where the target says ``"fastest"``; or the unit.
-    wanted, value : float
-    reached : bool
+    Raises
+    ------
+    ImportError
+        See `dtype_of`.
     """
+    function, shape, axis = workload.function, workload.shape, workload.axis
+    dtype = dtype_of(workload.dtype)
 
-    workload: Workload
-    threads: int
-    target: Target
-    against: str
-    wanted: float
-    value: float
-    reached: bool
+    x = written_normals(workload.elements, dtype, seed).reshape(shape)
+    rows = list(shape)
+    del rows[axis]
+    out, other = np.zeros(shape, dtype), None
+    if function == "logsumexp":
+        out = np.zeros(rows, dtype)
+    elif function in ("cross_entropy", "top_probabilities", *_DRAWS):
+        out = None
+    rng = np.random.default_rng(seed)
+    if function.startswith("cross_entropy"):
+        other = rng.integers(shape[axis], size=rows)
+    elif function == "masked_softmax":
+        other = rng.random(shape, np.float32) < KEPT
+    elif function.endswith("_backward"):
+        getattr(twopass, function.removesuffix("_backward"))(x, axis, out=x)
+        other = written_normals(workload.elements, dtype, seed + 1).reshape(shape)
+    return Problem(function, x, out, axis, other)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """All samples of one workload with one number of threads, without dropped rounds.
+def parts(result: object) -> tuple[np.ndarray, ...]:
+    """The arrays of a result."""
+    several = result if isinstance(result, tuple) else (result,)
+    return tuple(np.asarray(part) for part in several)
 
-    `notes` says which libraries are missing here, and why.
+
+def agree(problem: Problem, result: object, expected: object) -> bool:
+    """Whether two results of a problem agree; of two draws, whether both are possible.
+
+    Judged by at most a million elements.
     """
+    actual, wanted = parts(result), parts(expected)
+    if len(actual) != len(wanted):
+        return False
+    if problem.function in _DRAWS:
+        n = problem.x.shape[problem.axis]
+        return all(
+            found.dtype.kind == "i" and found.shape == wanted[0].shape
+            and bool(((found >= 0) & (found < n)).all())
+            for found in (*actual, *wanted)
+        )  # fmt: skip
+    return all(map(close, actual, wanted))
 
-    workload: Workload
-    threads: int
-    samples: tuple[Sample, ...]
-    notes: tuple[str, ...] = ()
 
-    def comparison(self, own: str = OWN) -> Comparison:
-        """`own` against the peers."""
-        return compare(self.samples, own, PEERS)
-
-
-def judge(outcome: Outcome) -> list[Verdict]:
-    """The targets of an outcome; those against a library that was not measured are left out."""
-    verdicts = []
-    labels = {sample.label for sample in outcome.samples}
-    for target in outcome.workload.targets:
-        wanted = target.at(outcome.threads)
-        if wanted is None or target.own not in labels:
-            continue
-        against = target.against
-        if against in ("us", "ms"):
-            scale = 1e6 if against == "us" else 1e3
-            value = scale * statistics.median(
-                s.seconds for s in outcome.samples if s.label == target.own
-            )
-            reached = value <= wanted
-        else:
-            result = outcome.comparison(target.own)
-            against = result.fastest if against == "fastest" else against
-            if against not in result.ratios:
-                continue
-            value = result.ratios[against].median
-            reached = value >= wanted
-        verdicts.append(
-            Verdict(outcome.workload, outcome.threads, target, against, wanted, value, reached)
-        )
-    return verdicts
+def close(actual: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether two arrays have the same shape and kind, and elements as close as `TOLERANCE`."""
+    if actual.shape != expected.shape:
+        return False
+    step = actual.size // 1_000_000 + 1
+    first, second = (a.reshape(-1)[::step] for a in (actual, expected))
+    if actual.dtype.kind == expected.dtype.kind == "i":
+        return np.array_equal(first, second)
+    if actual.dtype != expected.dtype:
+        return False
+    tolerance = TOLERANCE[actual.dtype.name]
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    smallest = float(np.finfo(np.float16).smallest_subnormal) if actual.dtype == "f2" else 0.0
+    mean = np.abs(second).mean() if second.size else 0.0
+    return np.allclose(first, second, rtol=tolerance, atol=max(tolerance * mean, smallest))
 
 
 # The libraries ----------------------------------------------------------------------------------
-#
-# Each builder takes (function, x, out, axis, threads) and returns a call whose value is the result.
-# It raises ImportError where something is not installed, NotImplementedError where the library does
-# not do it.
+
+Call = Callable[[], object]
+Builder = Callable[[Problem, int], Call]
 
 
-def _twopass(function, x, out, axis, threads):
-    # n_threads is left to the library, as it is for its peers: the process has OMP_NUM_THREADS.
-    return functools.partial(getattr(twopass, function), x, axis, out=out)
+def own(problem: Problem, threads: int | None = None) -> Call:
+    """A call of twopass; without `threads` it decides as its peers do, by the environment."""
+    x, other, axis = problem.x, problem.other, problem.axis
+    name, options = problem.function, {"n_threads": threads}
+    arguments: tuple = (x, axis)
+    if problem.out is not None:
+        options["out"] = problem.out
+    match name:
+        case "scaled_softmax":
+            name, options["scale"] = "softmax", SCALE
+        case "masked_softmax":
+            name, options["where"] = "softmax", other
+        case "top_probabilities":
+            arguments = (x, problem.k, axis)
+        case "sample" | "sample_top_p":
+            name, arguments = "sample", (x, np.random.default_rng(0), axis)
+            if problem.function == "sample_top_p":
+                options["top_p"] = TOP_P
+        case _ if other is not None:
+            arguments = (x, other, axis)
+    if not hasattr(twopass, name):
+        raise NotImplementedError(_NO_SUCH_FUNCTION)
+    return functools.partial(getattr(twopass, name), *arguments, **options)
 
 
-def _onnxruntime(function, x, out, axis, threads):
+def _onnxruntime(problem, threads):
     onnx = importlib.import_module("onnx")  # makes the model; not needed to run one
     runtime = importlib.import_module("onnxruntime")
     runtime.set_default_logger_severity(3)
-    if function == "logsumexp":
-        node = onnx.helper.make_node("ReduceLogSumExp", ["x"], ["y"], axes=[axis], keepdims=0)
-    else:
-        operator = {"softmax": "Softmax", "log_softmax": "LogSoftmax"}[function]
-        node = onnx.helper.make_node(operator, ["x"], ["y"], axis=axis)
-    kind = onnx.helper.np_dtype_to_tensor_dtype(x.dtype)
+    refused = runtime.capi.onnxruntime_pybind11_state
+    node, axis, dtype = onnx.helper.make_node, problem.axis, problem.x.dtype
+    inputs, outputs, constants = {"x": problem.x}, {"y": problem.out}, {}
+    match problem.function:
+        case "softmax":
+            nodes = [node("Softmax", ["x"], ["y"], axis=axis)]
+        case "log_softmax":
+            nodes = [node("LogSoftmax", ["x"], ["y"], axis=axis)]
+        case "logsumexp":
+            nodes = [node("ReduceLogSumExp", ["x"], ["y"], axes=[axis], keepdims=0)]
+        case "scaled_softmax":
+            constants["scale"] = np.array(SCALE, dtype)
+            nodes = [
+                node("Mul", ["x", "scale"], ["scaled"]),
+                node("Softmax", ["scaled"], ["y"], axis=axis),
+            ]
+        case "masked_softmax":
+            inputs["mask"] = problem.other
+            constants["nothing"] = np.array(-np.inf, dtype)
+            nodes = [
+                node("Where", ["mask", "x", "nothing"], ["masked"]),
+                node("Softmax", ["masked"], ["y"], axis=axis),
+            ]
+        case "top_probabilities":
+            shape = (*problem.x.shape[:-1], problem.k)
+            outputs = {"y": np.empty(shape, dtype), "indices": np.empty(shape, np.int64)}
+            constants["k"] = np.array([problem.k])
+            nodes = [
+                node("Softmax", ["x"], ["p"], axis=axis),
+                node("TopK", ["p", "k"], ["y", "indices"], axis=axis),
+            ]
+        case _:
+            raise NotImplementedError(_NO_SUCH_FUNCTION)
+
+    def described(arrays):
+        kind = onnx.helper.np_dtype_to_tensor_dtype
+        describe = onnx.helper.make_tensor_value_info
+        return [describe(name, kind(a.dtype), a.shape) for name, a in arrays.items()]
+
     graph = onnx.helper.make_graph(
-        [node], function, [onnx.helper.make_tensor_value_info("x", kind, x.shape)],
-        [onnx.helper.make_tensor_value_info("y", kind, out.shape)],
+        nodes, problem.function, described(inputs), described(outputs),
+        [onnx.numpy_helper.from_array(a, name) for name, a in constants.items()],
     )  # fmt: skip
     model = onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8
@@ -291,51 +232,238 @@ def _onnxruntime(function, x, out, axis, threads):
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    session = runtime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    try:
+        session = runtime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except (refused.NotImplemented, refused.InvalidGraph):
+        raise NotImplementedError(f"it does not compute in {dtype}") from None
     binding = session.io_binding()
-    binding.bind_input("x", "cpu", 0, x.dtype, x.shape, x.ctypes.data)
-    binding.bind_output("y", "cpu", 0, out.dtype, out.shape, out.ctypes.data)
+    for name, a in inputs.items():
+        binding.bind_input(name, "cpu", 0, a.dtype, a.shape, a.ctypes.data)
+    for name, a in outputs.items():
+        binding.bind_output(name, "cpu", 0, a.dtype, a.shape, a.ctypes.data)
+    result = tuple(outputs.values()) if len(outputs) > 1 else problem.out
 
     def call():
         session.run_with_iobinding(binding)
-        return out
+        return result
 
     return call
 
 
-def _torch(function, x, out, axis, threads):
+def _torch(problem, threads):
     torch = importlib.import_module("torch")
     torch.set_num_threads(threads)
-    tensor, result = torch.from_numpy(x), torch.from_numpy(out)
-    compute = getattr(torch, function)
+    if problem.function == "cross_entropy_with_gradient":
+        return _torch_autograd(torch, problem)
+    choosing = problem.function in ("top_probabilities", *_DRAWS)
+    compute = (_torch_choosing if choosing else _torch_compute)(torch, problem)
 
     def call():
         with torch.inference_mode():
-            compute(tensor, axis, out=result)
-        return out
+            result = compute()
+        return result if problem.out is None else problem.out
 
     return call
 
 
-def _jax(function, x, out, axis, threads):
+def _tensor(torch, array):
+    """A tensor of the array's memory."""
+    if array is None or array.dtype.name != "bfloat16":
+        return None if array is None else torch.from_numpy(array)
+    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+
+
+def _torch_compute(torch, problem):
+    """What writes to the problem's `out`, or returns its result."""
+    axis = problem.axis
+    x, out, other = (_tensor(torch, a) for a in (problem.x, problem.out, problem.other))
+
+    def edited(edit, *arguments):
+        between = torch.empty_like(x)
+
+        def compute():
+            edit(*arguments, out=between)
+            torch.softmax(between, axis, out=out)
+
+        return compute
+
+    match problem.function:
+        case "softmax" | "log_softmax" | "logsumexp" as name:
+            return functools.partial(getattr(torch, name), x, axis, out=out)
+        case "scaled_softmax":
+            return edited(torch.mul, x, SCALE)
+        case "masked_softmax":
+            # Less than half the time of masked_fill.
+            return edited(torch.where, other, x, torch.tensor(-torch.inf, dtype=x.dtype))
+        case "cross_entropy":
+            cross_entropy = torch.nn.functional.cross_entropy
+            return functools.partial(cross_entropy, x.reshape(problem.rows), other.reshape(-1))
+        case "softmax_backward":
+            # What autograd calls, into a given array.
+            backward = torch.ops.aten._softmax_backward_data.out
+            return functools.partial(backward, other, x, axis, x.dtype, grad_input=out)
+        case "log_softmax_backward":
+            backward = torch.ops.aten._log_softmax_backward_data.out
+            return functools.partial(backward, other, x, axis, x.dtype, out=out)
+    raise NotImplementedError(_NO_SUCH_FUNCTION)
+
+
+def _torch_choosing(torch, problem):
+    """The softmax, then what picks from it."""
+    x, shape = _tensor(torch, problem.x).reshape(problem.rows), problem.x.shape[:-1]
+    k = problem.k if problem.function == "top_probabilities" else x.shape[-1]
+    p, values = torch.empty_like(x), torch.empty(len(x), k, dtype=x.dtype)
+    indices = torch.empty(len(x), k, dtype=torch.int64)
+
+    def top():
+        torch.softmax(x, -1, out=p)
+        torch.topk(p, k, out=(values, indices))
+        return values.reshape(*shape, k), indices.reshape(*shape, k)
+
+    def sample():
+        torch.softmax(x, -1, out=p)
+        return torch.multinomial(p, 1).reshape(shape)
+
+    def sample_top_p():
+        torch.softmax(x, -1, out=p)
+        torch.sort(p, descending=True, out=(values, indices))
+        before = torch.cumsum(values, -1, out=p).sub_(values)
+        values.masked_fill_(before >= TOP_P, 0.0)
+        return indices.gather(-1, torch.multinomial(values, 1)).reshape(shape)
+
+    return {"top_probabilities": top, "sample": sample, "sample_top_p": sample_top_p}[
+        problem.function
+    ]
+
+
+def _torch_autograd(torch, problem):
+    """Forward and backward; the gradient is a new array, as it is to whoever trains."""
+    logits = _tensor(torch, problem.x).reshape(problem.rows).requires_grad_()
+    labels = _tensor(torch, problem.other).reshape(-1)
+
+    def call():
+        logits.grad = None
+        loss = torch.nn.functional.cross_entropy(logits, labels)
+        loss.backward()
+        return loss.detach(), logits.grad.reshape(problem.x.shape)
+
+    return call
+
+
+def _jax(problem, threads):
     # Its threads follow the CPU affinity, which the process has set.
-    if x.dtype != np.float32:
+    if problem.x.dtype == np.float64:
         raise NotImplementedError("float64 needs a switch that changes the whole process")
     jax = importlib.import_module("jax")
-    module = jax.scipy.special if function == "logsumexp" else jax.nn
-    compiled = jax.jit(functools.partial(getattr(module, function), axis=axis))
-    array = jax.numpy.asarray(x)
-    return lambda: compiled(array).block_until_ready()
+    compute, arguments = _jax_compute(jax, problem)
+    compiled = jax.jit(compute)
+    if problem.function == "sample":
+        return _jax_draws(jax, compiled, arguments)
+    return lambda: jax.block_until_ready(compiled(*arguments))
 
 
-def _scipy(function, x, out, axis, threads):
+def _jax_compute(jax, problem):
+    """What is to be compiled, and its arguments."""
+    axis = problem.axis
+    x = jax.numpy.asarray(problem.x)
+    other = None if problem.other is None else jax.numpy.asarray(problem.other)
+    softmax = functools.partial(jax.nn.softmax, axis=axis)
+
+    def loss(x, labels):
+        label = jax.numpy.take_along_axis(x, jax.numpy.expand_dims(labels, axis), axis)
+        return (jax.nn.logsumexp(x, axis) - label.squeeze(axis)).mean()
+
+    def pulled(pull, gradient):
+        return pull(gradient)[0]
+
+    match problem.function:
+        case "softmax":
+            return softmax, (x,)
+        case "log_softmax":
+            return functools.partial(jax.nn.log_softmax, axis=axis), (x,)
+        case "logsumexp":
+            return functools.partial(jax.nn.logsumexp, axis=axis), (x,)
+        case "scaled_softmax":
+            return lambda x: softmax(x * SCALE), (x,)
+        case "masked_softmax":
+            return lambda x, mask: softmax(x, where=mask), (x, other)
+        case "cross_entropy":
+            return loss, (x, other)
+        case "cross_entropy_with_gradient":
+            return jax.value_and_grad(loss), (x, other)
+        # The backward pass alone: what the forward one keeps for it comes as an argument.
+        case "softmax_backward":
+            return pulled, (jax.vjp(softmax, jax.numpy.log(x))[1], other)
+        case "log_softmax_backward":
+            log_softmax = functools.partial(jax.nn.log_softmax, axis=axis)
+            return pulled, (jax.vjp(log_softmax, x)[1], other)
+        case "top_probabilities":
+            return lambda x: tuple(jax.lax.top_k(softmax(x), problem.k)), (x,)
+        case "sample":
+
+            def draw(key, x):
+                key, now = jax.random.split(key)
+                return key, jax.random.categorical(now, x, axis)
+
+            return draw, (x,)
+    raise NotImplementedError(_NO_SUCH_FUNCTION)
+
+
+def _jax_draws(jax, compiled, arguments):
+    key = jax.random.key(0)
+
+    def call():
+        nonlocal key
+        key, index = compiled(key, *arguments)
+        return index.block_until_ready()
+
+    return call
+
+
+def _scipy(problem, threads):
     special = importlib.import_module("scipy.special")
-    return functools.partial(getattr(special, function), x, axis=axis)
+    x, mask, axis, k = problem.x, problem.other, problem.axis, problem.k
+    rng = np.random.default_rng(0)
+    softmax = special.softmax
 
+    def top():
+        p = softmax(x, axis=axis)
+        found = np.argpartition(p, -k, axis)[..., -k:]
+        values = np.take_along_axis(p, found, axis)
+        order = np.argsort(-values, axis)
+        return np.take_along_axis(values, order, axis), np.take_along_axis(found, order, axis)
 
-Builder = Callable[..., Callable[[], object]]
+    def drawn(p):
+        sums = np.cumsum(p, dtype=np.float64)
+        return np.searchsorted(sums, rng.random() * sums[-1], side="right")
+
+    def sample_top_p():
+        p = softmax(x)
+        order = np.argsort(-p)
+        largest = p[order]
+        return order[drawn(largest[: np.searchsorted(np.cumsum(largest), TOP_P) + 1])]
+
+    if x.dtype.name == "bfloat16":
+        raise NotImplementedError("it does not compute in bfloat16")
+    if problem.function in _DRAWS and x.ndim > 1:
+        raise NotImplementedError("it would need a loop over the rows")
+    match problem.function:
+        case "softmax" | "log_softmax" | "logsumexp" as name:
+            return functools.partial(getattr(special, name), x, axis=axis)
+        case "scaled_softmax":
+            return lambda: softmax(x * SCALE, axis=axis)
+        case "masked_softmax":
+            return lambda: softmax(np.where(mask, x, -np.inf), axis=axis)
+        case "top_probabilities":
+            return top
+        case "sample":
+            return lambda: drawn(softmax(x))
+        case "sample_top_p":
+            return sample_top_p
+    raise NotImplementedError(_NO_SUCH_FUNCTION)
+
 
 #: The libraries: name of the distribution -> builder.
 PEERS: dict[str, Builder] = {
@@ -355,174 +483,3 @@ def installed(names: Sequence[str]) -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
     return versions
-
-
-# Measuring --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How long to measure a workload: at most `rounds`, about `budget` seconds."""
-
-    rounds: int = 15
-    budget: float = 5.0
-    sample_seconds: float = 2e-3
-    seed: int = 0
-    peers: tuple[str, ...] = tuple(PEERS)
-
-
-def _agrees(result: object, expected: np.ndarray, tolerance: float) -> bool:
-    """Whether two results agree, judged by at most a million of their elements."""
-    actual = np.asarray(result)
-    if actual.shape != expected.shape or actual.dtype != expected.dtype:
-        return False
-    step = actual.size // 1_000_000 + 1
-    return np.allclose(
-        actual.reshape(-1)[::step], expected.reshape(-1)[::step], rtol=tolerance, atol=1e-30
-    )
-
-
-def measure_workload(workload: Workload, threads: int, settings: Settings) -> Outcome:
-    """Time twopass and its peers on one workload, interleaved.
-
-    Parameters
-    ----------
-    workload : Workload
-    threads : int
-        What the libraries are told. The process must have been prepared, see `run_worker`.
-    settings : Settings
-
-    Returns
-    -------
-    Outcome
-        Without samples when memory is short.
-    """
-    itemsize = np.dtype(workload.dtype).itemsize
-    # x, out, what must be compared, a copy by JAX and its result, SciPy's three temporaries.
-    needed, available = 8 * workload.elements * itemsize, available_memory()
-    if available is not None and needed > available:
-        note = f"left out: needs {needed >> 20} MiB, {available >> 20} MiB are available"
-        return Outcome(workload, threads, (), (note,))
-    x = written_normals(workload.elements, workload.dtype, settings.seed).reshape(workload.shape)
-    reduced = list(workload.shape)
-    if workload.function == "logsumexp":
-        del reduced[workload.axis]
-    out = np.zeros(reduced, workload.dtype)
-
-    contestants: dict[str, tuple[Builder, Callable]] = {OWN: (_twopass, contextlib.nullcontext)}
-    if any(target.own == OWN_V3 for target in workload.targets) and (
-        V3 in isa.available() and isa.active() != V3
-    ):
-        contestants[OWN_V3] = (_twopass, functools.partial(isa.use, V3))
-    for name in settings.peers:
-        contestants[name] = (PEERS[name], contextlib.nullcontext)
-
-    timed: dict[str, Timed] = {}
-    notes: list[str] = []
-    expected = None
-    for name, (build, around) in contestants.items():
-        try:
-            call = build(workload.function, x, out, workload.axis, threads)
-        except (ImportError, NotImplementedError) as problem:
-            notes.append(f"{name} left out: {problem}")
-            continue
-        out.fill(-1)
-        with around():
-            result = call()  # also compiles and fills caches
-            if expected is None:
-                expected = np.array(result)
-            elif not _agrees(result, expected, TOLERANCE[workload.dtype]):
-                notes.append(f"{name} left out: its result differs")
-                continue
-            del result
-            seconds = seconds_per_call(call, 1)
-        if seconds > SLOWEST_CALL:
-            notes.append(f"{name} left out: one call takes {seconds:.1f} s")
-            continue
-        # Once more for short calls, whose caches another library has just filled.
-        timed[name] = Timed(
-            call, calls_for(seconds, settings.sample_seconds), around, warm=seconds < 2e-3
-        )
-    samples = tuple(
-        Sample(number, name, threads, workload.elements, calls, seconds)
-        for number, name, calls, seconds in interleaved(
-            [timed], settings.rounds, settings.budget, random.Random(settings.seed),
-            settle=SETTLE if threads > 1 else 0.0,
-        )
-    )  # fmt: skip
-    return Outcome(workload, threads, samples, tuple(notes))
-
-
-def measure_import(rounds: int = 9) -> Outcome:
-    """Time ``import twopass`` after NumPy in new processes, the first of which is dropped."""
-    code = (
-        "import time, numpy; start = time.perf_counter(); import twopass;"
-        " print(time.perf_counter() - start)"
-    )
-    samples = []
-    for number in range(-1, rounds):
-        # -P: the current folder may be a source tree.
-        run = subprocess.run(
-            [sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True
-        )
-        if number >= 0:
-            samples.append(Sample(number, OWN, 1, 1, 1, float(run.stdout)))
-    return Outcome(IMPORT, 1, tuple(samples))
-
-
-def run_worker(
-    shapes: str, threads: int, settings: Settings, note: Callable[[str], None]
-) -> list[Outcome]:
-    """Measure everything with `threads` threads, in this process, which is bound to as many CPUs.
-
-    Must come before the peers are imported.
-    """
-    if hasattr(os, "sched_setaffinity"):
-        cpus = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, set(cpus[-threads:]))
-    chosen = workloads(shapes)
-    outcomes = []
-    for number, workload in enumerate(chosen, 1):
-        note(
-            f"{number} of {len(chosen)}, {threads} thread{'s' * (threads > 1)}:"
-            f" {workload.function} {workload.label} {workload.dtype}"
-        )
-        outcomes.append(measure_workload(workload, threads, settings))
-    if threads == 1 and any(target.against == "us" for w in chosen for target in w.targets):
-        outcomes.append(measure_import())
-    return outcomes
-
-
-def run_in_subprocess(shapes: str, threads: int, settings: Settings) -> list[Outcome]:
-    """`run_worker` in a new process with `threads` in OpenMP's environment.
-
-    Raises
-    ------
-    RuntimeError
-        The process failed; it has said why on stderr.
-    """
-    variables = {**os.environ, "OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
-    with tempfile.TemporaryDirectory() as folder:
-        answer = pathlib.Path(folder) / "outcomes.json"
-        question = json.dumps({"shapes": shapes, "threads": threads, "settings": asdict(settings)})
-        run = subprocess.run(
-            [sys.executable, "-P", "-m", "twopass.analysis.cli", "peers", "--worker", question,
-             "--answer", str(answer)],
-            env=variables, check=False,
-        )  # fmt: skip
-        if run.returncode:
-            raise RuntimeError(
-                f"measuring with {threads} threads failed with status {run.returncode}"
-            )
-        return [outcome_from(record) for record in json.loads(answer.read_text())]
-
-
-def outcome_from(record: dict) -> Outcome:
-    """The outcome that `dataclasses.asdict` made `record` of."""
-    workload = dict(record["workload"])
-    workload["shape"] = tuple(workload["shape"])
-    workload["targets"] = tuple(Target(**target) for target in workload["targets"])
-    return Outcome(
-        Workload(**workload), record["threads"],
-        tuple(Sample(**sample) for sample in record["samples"]), tuple(record["notes"]),
-    )  # fmt: skip

@@ -1,11 +1,13 @@
-"""Ratios of libraries that ran in the same rounds. Pure functions."""
+"""Ratios of libraries that ran in the same rounds, and targets judged by them. Pure functions."""
 
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from twopass.analysis.peers import PEERS
 from twopass.analysis.results import paired
+from twopass.analysis.workloads import OWN, Target, Workload
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,3 +117,72 @@ def compare(samples: Sequence[Sample], own: str, others: Iterable[str]) -> Compa
         min(medians, key=lambda name: medians[name], default=""),
         {name: spread(paired(times, mine)) for name, times in theirs.items()},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All samples of one workload with one number of threads, without dropped rounds.
+
+    `notes` says which libraries are missing here, and why.
+    """
+
+    workload: Workload
+    threads: int
+    samples: tuple[Sample, ...]
+    notes: tuple[str, ...] = ()
+
+    def comparison(self, own: str = OWN) -> Comparison:
+        """`own` against the peers."""
+        return compare(self.samples, own, PEERS)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A target and what was reached.
+
+    Attributes
+    ----------
+    workload : Workload
+    threads : int
+    target : Target
+    against : str
+        The library, also where the target says ``"fastest"``; or the unit.
+    wanted, value : float
+    reached : bool
+    """
+
+    workload: Workload
+    threads: int
+    target: Target
+    against: str
+    wanted: float
+    value: float
+    reached: bool
+
+
+def judge(outcome: Outcome) -> list[Verdict]:
+    """The targets of an outcome; those against a library that was not measured are left out."""
+    verdicts = []
+    labels = {sample.label for sample in outcome.samples}
+    for target in outcome.workload.targets:
+        wanted = target.at(outcome.threads)
+        if wanted is None or target.own not in labels:
+            continue
+        against = target.against
+        if against in ("us", "ms"):
+            scale = 1e6 if against == "us" else 1e3
+            value = scale * statistics.median(
+                s.seconds for s in outcome.samples if s.label == target.own
+            )
+            reached = value <= wanted
+        else:
+            result = outcome.comparison(target.own)
+            against = result.fastest if against == "fastest" else against
+            if against not in result.ratios:
+                continue
+            value = result.ratios[against].median
+            reached = value >= wanted
+        verdicts.append(
+            Verdict(outcome.workload, outcome.threads, target, against, wanted, value, reached)
+        )
+    return verdicts

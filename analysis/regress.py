@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from twopass._machine import cpu_budget
-from twopass.analysis import peers
+from twopass.analysis import workloads as contest
 from twopass.analysis.results import Interval, interval, paired
 from twopass.analysis.timing import calls_for
 
@@ -33,7 +33,7 @@ _WORKER = pathlib.Path(__file__).with_name("regress_worker.py")
 class Change:
     """How many times as fast as the release a workload runs now; the interval is a bootstrap's."""
 
-    workload: peers.Workload
+    workload: contest.Workload
     threads: int
     speed: Interval
 
@@ -44,7 +44,7 @@ class Change:
 
 
 def change(
-    workload: peers.Workload, threads: int, before: Mapping[int, float], now: Mapping[int, float]
+    workload: contest.Workload, threads: int, before: Mapping[int, float], now: Mapping[int, float]
 ) -> Change:
     """From the seconds of both builds, by round."""
     return Change(workload, threads, interval(paired(before, now)))
@@ -134,7 +134,7 @@ class Worker:
             raise RuntimeError("a measuring process ended early; it has said why on stderr")
         return line.strip()
 
-    def seconds(self, calls: int, workload: peers.Workload | None = None) -> float:
+    def seconds(self, calls: int, workload: contest.Workload | None = None) -> float:
         """Of one of `calls` calls, of a new workload or of the one before."""
         job: dict = {"calls": calls}
         if workload:
@@ -150,7 +150,7 @@ class Worker:
 
 
 def measure(
-    sites: tuple[pathlib.Path, pathlib.Path], workloads: Sequence[peers.Workload], threads: int,
+    sites: tuple[pathlib.Path, pathlib.Path], workloads: Sequence[contest.Workload], threads: int,
     rounds: int, seed: int = 0,
 ) -> Iterator[Change]:  # fmt: skip
     """Run every workload by both builds, the release's first in `sites`, in random order."""
@@ -199,7 +199,10 @@ def add_command(commands) -> None:
 
 def _regress(options: argparse.Namespace, command: Sequence[str]) -> int:
     del command
-    workloads = peers.workloads(options.shapes)
+    # What every version has.
+    workloads = [
+        w for w in contest.workloads(options.shapes, contest.USUAL) if w.dtype != "bfloat16"
+    ]
     if not (options.tree / "meson.build").is_file():
         raise ValueError(f"{str(options.tree)!r} has no meson.build: run this in the source tree")
     against = options.against or last_release(options.tree)

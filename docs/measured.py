@@ -78,6 +78,8 @@ class Peers(Measured):
         for function, dtype, shape, threads, ratios in _outcomes():
             if [function, dtype] == self.arguments:
                 found.setdefault(shape, {})[threads] = ratios
+        if not found:
+            raise self.error(f"not in {PEERS_FILE.name}: {' '.join(self.arguments)}")
         names = {name: word for name, word in PEERS.items()
                  if any(name in r for by in found.values() for r in by.values())
                  and name in self.options.get("against", name)}  # fmt: skip

@@ -196,6 +196,8 @@ def test_peers(capsys, in_folder):
         (["peers", "--shapes", "3by4"], ["--shapes", "'3by4'"]),
         (["peers", "--shapes", "3x0"], ["--shapes", "'3x0'"]),
         (["peers", "--peers", "numpy"], ["--peers", "'numpy'", "onnxruntime"]),
+        (["peers", "--functions", "softmin"], ["--functions", "'softmin'", "cross_entropy"]),
+        (["peers", "--shapes", "quick", "--functions", "sample"], ["--functions", "sample"]),
         (["report", "none.json"], ["none.json"]),
         (["--machine", "zen-9"], ["zen-9"]),
         (["compare", "none.json", "nothing.json"], ["none.json"]),

@@ -39,7 +39,7 @@ def test_equal_is_relative():
 def test_disagreement(monkeypatch):
     """A library that computes something else ends it in one line."""
     monkeypatch.setitem(
-        peers.PEERS, "scipy", lambda function, x, out, axis, threads: lambda: np.ones_like(x)
+        peers.PEERS, "scipy", lambda problem, threads: lambda: np.ones_like(problem.x)
     )
     with pytest.raises(RuntimeError, match="At 100 elements") as caught:
         libraries.measure_libraries([100], names=("scipy",))

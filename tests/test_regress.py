@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 import twopass
-from twopass.analysis import cli, peers, regress
+from twopass.analysis import cli, regress, workloads
 
-WORKLOAD = peers.Workload("softmax", (64, 1024))
+WORKLOAD = workloads.Workload("softmax", (64, 1024))
 
 
 def _change(*ratios):

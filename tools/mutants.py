@@ -202,7 +202,7 @@ MUTANTS = [
       "the label's logit in the sum of the others"),
     m("training", "after = first + block if first + block < stop else stop",
       "after = first + block", "label in the last block"),
-    m("training", "elif label.high > 0 and k <= 1:", "elif label.high > 0:",
+    m("training", "elif reduced > -700 and k <= 1:", "elif reduced > -700:",
       "a label far below overflows"),
     m("training", "1 / (1 + 1 / ratio) if ratio > 0 else ratio", "1 - 1 / (1 + ratio)",
       "share by cancellation"),

@@ -2,18 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
-from twopass.analysis.peers import (
-    ALLOCATES,
-    IMPORT,
-    OWN,
-    OWN_V3,
-    PEERS,
-    SLOWEST_CALL,
-    Outcome,
-    Verdict,
-)
-from twopass.analysis.ratios import Spread
+from twopass.analysis.peers import ALLOCATES, PEERS
+from twopass.analysis.peers_running import SLOWEST_CALL
+from twopass.analysis.ratios import Outcome, Spread, Verdict
 from twopass.analysis.text import columns, names, threads_words, wrap
+from twopass.analysis.workloads import FUNCTIONS, IMPORT, OWN, OWN_V3
 
 
 def _ratio(spread: Spread | None, fastest: bool) -> str:
@@ -74,9 +67,15 @@ def _peers_caption() -> str:
     return (
         "How many times faster twopass is: median and quartiles of the ratios of rounds in which"
         " all libraries ran in random order; * marks the fastest peer. Outputs are preallocated,"
-        f" except by {names(ALLOCATES)}, which cannot. A library that takes more than"
-        f" {SLOWEST_CALL} s for one call is left out."
+        f" except by {names(ALLOCATES)}, which cannot, and by torch for the gradient of"
+        f" cross_entropy. A library that takes more than {SLOWEST_CALL} s for one call is left out."
     )
+
+
+def _functions(outcomes: Sequence[Outcome]) -> list[str]:
+    """What is computed by those functions whose names do not say it."""
+    measured = {outcome.workload.function for outcome in outcomes}
+    return [f"{name}: {what}" for name, what in FUNCTIONS.items() if what and name in measured]
 
 
 def _target_cells(verdict: Verdict) -> list[str]:
@@ -107,6 +106,9 @@ def _summary(verdicts: Sequence[Verdict]) -> str:
 def peers_table(outcomes: Sequence[Outcome], verdicts: Sequence[Verdict]) -> str:
     """Ratios by function, then targets, then what was left out; within 100 columns."""
     blocks = [wrap(_peers_caption(), 96)]
+    functions = _functions(outcomes)
+    if functions:
+        blocks.append("\n".join(functions))
     for title, heading, rows in _peer_rows(outcomes):
         # The star's place is kept free in the heading.
         shown = [*heading[:2], *(f"{name} " for name in heading[2:])]
@@ -139,6 +141,9 @@ def peers_markdown(
         f" {environment['date']}; {versions}.",
         _peers_caption().replace("* marks", "★ marks"),
     ]
+    functions = _functions(outcomes)
+    if functions:
+        blocks.append("\n".join(f"- {line}" for line in functions))
     if verdicts:
         rows = [_target_cells(verdict) for verdict in verdicts]
         blocks += ["## Targets", table(_TARGET_HEADING, rows, 2), _summary(verdicts)]
