@@ -151,8 +151,8 @@ def log_softmax(
     A NaN or +inf anywhere in a row makes the row NaN, as does a row of only -inf. (SciPy gives -inf
     beside a +inf.) For ``|scale * x| <= 1000`` every result, however near 0, has a relative error
     of a few units in the last place. Beyond, float32 has an absolute one of up to
-    ``2**-38 * min(|scale * x|, 2**21)``, and results below about ``2**-50`` may be 0; of products
-    `scale * x` that the type computed in does not hold, results are NaN.
+    ``2**-38 * min(|scale * x|, 2**21)`` on x86-64-v3 and -v4, and results below about ``2**-50``
+    may be 0; of products `scale * x` that the type computed in does not hold, results are NaN.
 
     Examples
     --------
