@@ -6,6 +6,7 @@ Every mutant is one replacement in one file. For each, the kernels are built fro
     python tools/mutants.py            all of them, two at a time
     python tools/mutants.py two_sum    those whose file, text or description has these letters
     python tools/mutants.py --check    that the list applies to the tree, in no time
+    python tools/mutants.py --sample 12   so many, spread over the list: others with every commit
 
 Needs twopass installed with its test and build dependencies: compiler flags, headers and the
 modules that no mutant touches are the installation's.
@@ -224,9 +225,20 @@ MUTANTS = [
       "axes joined that do not lie like one"),
     m("operands", "bits >= 0x0F800000 else 0", "bits > 0x0F800000 else 0", "infinite halves"),
     m("operands", "0x0FFF + ((bits >> 13) & 1)", "0x0FFF", "ties of float16"),
-    m("operands", "bits >= 0x477FF000", "bits > 0x477FF000", "float16: the tie at infinity"),
+    m("operands", "bits if bits < 0x47800000 else 0x47800000", "bits",
+      "float16: what is too large"),
+    m("operands", "bits if bits < 0x47800000 else 0x47800000",
+      "bits if bits < 0x477FF000 else 0x477FEFFF", "float16: the tie at infinity"),
     m("operands", "0x7FFF + ((bits >> 16) & 1)", "0x7FFF", "ties of bfloat16"),
-    m("operands", "bytes[i * stride]", "bytes[i]", "strided mask"),
+    m("operands", "if mask[i * stride] else", "if mask[i] else", "strided mask"),
+    m("blocks", "to[j] = 0 if sinking and x[j] < bottom else p", "to[j] = p",
+      "segment: masked elements do not sink"),
+    m("blocks", "        value = floor if sinking and x[j] < bottom else x[j]\n",
+      "        value = floor if sinking else x[j]\n", "segment: everything counts as masked"),
+    m("blocks", "                q = 0 if x[k + LANES + j] < bottom else q\n", "",
+      "sum_steps: masked elements do not sink"),
+    m("blocks", "(ref + 4 * lowest(x)) * M_LN2", "(ref + lowest(x)) * M_LN2",
+      "elements sink that count"),
     m("memory", "        head = count\n", "        head = 0\n",
       "streaming: pieces shorter than a line"),
     m("memory", "(count - head - body) * sizeof(real))", "0)", "streaming: tail"),
@@ -275,6 +287,15 @@ def problems():
             yield f"{mutant.file}: {mutant.what}: the text is there {count} times"
         if mutant.old == mutant.new:
             yield f"{mutant.file}: {mutant.what}: nothing changes"
+
+
+def sample(mutants, count):
+    """`count` of them, evenly spread; with which one it begins, the last commit decides."""
+    step = -(-len(mutants) // count)
+    last = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    return mutants[int(last, 16) % step :: step]
 
 
 def build(folder, mutant):
@@ -359,6 +380,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("which", nargs="?", default="", help="part of file, text or description")
     parser.add_argument("--check", action="store_true", help="only whether the list applies")
+    parser.add_argument("--sample", type=int, metavar="N", help="N of them, by the last commit")
     parser.add_argument("--jobs", type=int, default=2, metavar="N", help="at a time (default: 2)")
     options = parser.parse_args()
     found = list(problems())
@@ -370,6 +392,8 @@ def main():
         if options.which in " ".join((mutant.file, mutant.old, mutant.what))
     ]  # fmt: skip
     run = [mutant for mutant in chosen if not mutant.equivalent]
+    if options.sample:
+        run = sample(run, options.sample)
     counts = {"caught": 0, "survived": 0, "did not compile": 0}
     start = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:

@@ -3,15 +3,23 @@
 # a. Lanes.  Sums run over a fixed number of lanes, at every vector width: they vectorise under
 #    strict IEEE rules, and the order of every sum is in the source.  The last, partial step is
 #    padded to a whole one, so no element is computed by other code.
-# b. Two speeds.  The fast loops take the range of the exponents for granted, watch it, and return
-#    False when it was left; the caller then repeats the block, still in L1, with the careful loop,
-#    which clamps and flushes.  Where both are right they give the same bits.
+# b. Three speeds.  The fast loops take the range of the exponents for granted, watch it, and return
+#    False when it was left; the caller then repeats the block, still in L1, with a slower one: the
+#    fast loop that lets masked elements sink, then the careful loop, which clamps and flushes.
+#    Where several are right they give the same bits.
 # c. A scale multiplies x.  It is positive; 0 stands for none, which spares a multiplication.
-# d. Contract: n >= 1, x and y do not overlap, nothing is validated, nothing can fail.
+# d. `ahead` is where to request memory from meanwhile: what the blocks that come are read from.
+# e. Contract: n >= 1, x and y do not overlap, nothing is validated, nothing can fail.
 #
 # The output of a fast loop that returned False is garbage.
 
 from libc.math cimport INFINITY, M_LN2, NAN
+
+cdef enum:  # speeds
+    FAST
+    SINKING  # elements far below the reference, -inf above all, have a term of 0
+    CAREFUL
+
 
 cdef enum:
     LANES = 16
@@ -185,22 +193,24 @@ cdef inline real times_pair(real value, real factor, real factor_low) noexcept n
 
 
 cdef inline void segment(
-    const real *x, real *to, Py_ssize_t n, real magic, bint scaling, real scale, bint mapping,
-    real factor, real factor_low, bits *low, bits *high
+    const real *x, real *to, Py_ssize_t n, real magic, bint sinking, real bottom, real floor,
+    bint scaling, real scale, bint mapping, real factor, real factor_low, bits *low, bits *high
 ) noexcept nogil:
     """to = term(x), times the factor where `mapping`; the range of the rounded() values."""
     cdef Py_ssize_t j
-    cdef real t, p
+    cdef real value, t, p
     cdef bits i, least = low[0], most = high[0]
     for j in range(n):
-        t = rounded_at(x[j], magic, scaling, scale)
+        value = floor if sinking and x[j] < bottom else x[j]
+        t = rounded_at(value, magic, scaling, scale)
         i = bits_of(t, least)
         least = i if i < least else least
         most = i if i > most else most
-        p = mantissa_at(x[j], t - magic, scaling, scale)
+        p = mantissa_at(value, t - magic, scaling, scale)
         if mapping:
             p = times_pair(p, factor, factor_low)
-        to[j] = times_power(p, t)
+        p = times_power(p, t)
+        to[j] = 0 if sinking and x[j] < bottom else p
     low[0] = least
     high[0] = most
 
@@ -217,8 +227,8 @@ cdef inline void add_lanes(
 
 
 cdef inline void sum_steps(
-    const real *x, Py_ssize_t n, real magic, bint scaling, real scale, bits *low, bits *high,
-    double *total, double *error
+    const real *x, const char *ahead, Py_ssize_t n, real magic, bint sinking, real bottom,
+    real floor, bint scaling, real scale, bits *low, bits *high, double *total, double *error
 ) noexcept nogil:
     """Add the terms of n elements, a whole number of steps, to the lanes' totals, and keep none.
 
@@ -230,7 +240,7 @@ cdef inline void sum_steps(
     cdef double sums[LANES]
     cdef double errors[LANES]
     cdef Py_ssize_t k = 0, j
-    cdef real t, u
+    cdef real value, other, t, u, p, q
     cdef bits a, b
     for j in range(LANES):
         least[j] = low[0]
@@ -238,20 +248,27 @@ cdef inline void sum_steps(
         sums[j] = total[j]
         errors[j] = error[j]
     while k < n:
-        prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, STEP * sizeof(real))
+        prefetch_lines(ahead + k * sizeof(real), STEP * sizeof(real))
         for j in range(LANES):
-            t = rounded_at(x[k + j], magic, scaling, scale)
-            u = rounded_at(x[k + LANES + j], magic, scaling, scale)
+            value = x[k + j]
+            other = x[k + LANES + j]
+            if sinking:
+                value = floor if value < bottom else value
+                other = floor if other < bottom else other
+            t = rounded_at(value, magic, scaling, scale)
+            u = rounded_at(other, magic, scaling, scale)
             a = bits_of(t, least[j])
             b = bits_of(u, least[j])
             least[j] = a if a < least[j] else least[j]
             most[j] = a if a > most[j] else most[j]
             least[j] = b if b < least[j] else least[j]
             most[j] = b if b > most[j] else most[j]
-            accumulate(
-                &sums[j], &errors[j],
-                times_power(mantissa_at(x[k + j], t - magic, scaling, scale), t)
-                + times_power(mantissa_at(x[k + LANES + j], u - magic, scaling, scale), u))
+            p = times_power(mantissa_at(value, t - magic, scaling, scale), t)
+            q = times_power(mantissa_at(other, u - magic, scaling, scale), u)
+            if sinking:
+                p = 0 if x[k + j] < bottom else p
+                q = 0 if x[k + LANES + j] < bottom else q
+            accumulate(&sums[j], &errors[j], p + q)
         k += STEP
     for j in range(LANES):
         low[0] = least[j] if least[j] < low[0] else low[0]
@@ -282,47 +299,56 @@ cdef inline void unpad_step(real *pad, Py_ssize_t n, real *to) noexcept nogil:
 
 
 cdef inline void block_segments(
-    const real *x, real *to, Py_ssize_t n, real magic, bint scaling, real scale, bint mapping,
-    real factor, real factor_low, bits *low, bits *high, double *total, double *error
+    const real *x, const char *ahead, real *to, Py_ssize_t n, real magic, bint sinking,
+    real bottom, real floor, bint scaling, real scale, bint mapping, real factor, real factor_low,
+    bits *low, bits *high, double *total, double *error
 ) noexcept nogil:
     """The terms go to `to` unless that is NULL, and to the totals unless `mapping`."""
     cdef real pad[STEP]
     cdef real padded[STEP]
     cdef Py_ssize_t k = 0, count, whole = n // STEP * STEP
     if to == NULL:
-        sum_steps(x, whole, magic, scaling, scale, low, high, total, error)
+        sum_steps(
+            x, ahead, whole, magic, sinking, bottom, floor, scaling, scale, low, high, total, error)
         k = whole
     while k < whole:
         count = whole - k if whole - k < SEGMENT else SEGMENT
-        prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, count * sizeof(real))
+        prefetch_lines(ahead + k * sizeof(real), count * sizeof(real))
         segment(
-            x + k, to + k, count, magic, scaling, scale, mapping, factor, factor_low, low, high)
+            x + k, to + k, count, magic, sinking, bottom, floor, scaling, scale, mapping, factor,
+            factor_low, low, high)
         if not mapping:
             add_lanes(<const real *> (to + k), count, total, error)
         k += count
     if k < n:
         pad_step(x + k, n - k, pad)
         segment(
-            <const real *> pad, padded, STEP, magic, scaling, scale, mapping, factor, factor_low,
-            low, high)
+            <const real *> pad, padded, STEP, magic, sinking, bottom, floor, scaling, scale,
+            mapping, factor, factor_low, low, high)
         unpad_step(padded, n - k, to + k if to != NULL else NULL)
         if not mapping:
             add_lanes(<const real *> padded, STEP, total, error)
 
 
 cdef inline bint block_in_range(
-    const real *x, real *to, Py_ssize_t n, double ref, bint scaling, real scale, bint mapping,
-    real factor, real factor_low, Sum *out
+    const real *x, const char *ahead, real *to, Py_ssize_t n, double ref, bint sinking,
+    bint scaling, real scale, bint mapping, real factor, real factor_low, Sum *out
 ) noexcept nogil:
     cdef double total[LANES]
     cdef double error[LANES]
     cdef Py_ssize_t j
     cdef int32_t low32 = 0, high32
     cdef int64_t low64 = 0, high64
-    cdef real magic, zero, t
+    cdef real magic, zero, t, bottom, floor
     set_magic(ref, &magic)
     set_magic(0, &zero)
-    t = rounded_at(x[0], magic, scaling, scale)
+    # So far below everything else in range that the careful loop has a term of 0, too.
+    bottom = <real> ((ref + 4 * lowest(x)) * M_LN2)
+    floor = <real> ((ref + lowest(x) + 2) * M_LN2)
+    if scaling:
+        bottom = bottom / scale
+        floor = floor / scale
+    t = rounded_at(floor if sinking else x[0], magic, scaling, scale)
     for j in range(LANES):
         total[j] = 0
         error[j] = 0
@@ -330,15 +356,15 @@ cdef inline bint block_in_range(
         low32 = bits_of(t, low32)
         high32 = low32
         block_segments(
-            x, to, n, magic, scaling, scale, mapping, factor, factor_low, &low32, &high32, total,
-            error)
+            x, ahead, to, n, magic, sinking, bottom, floor, scaling, scale, mapping, factor,
+            factor_low, &low32, &high32, total, error)
         memcpy(&t, &high32, 4)
     else:
         low64 = bits_of(t, low64)
         high64 = low64
         block_segments(
-            x, to, n, magic, scaling, scale, mapping, factor, factor_low, &low64, &high64, total,
-            error)
+            x, ahead, to, n, magic, sinking, bottom, floor, scaling, scale, mapping, factor,
+            factor_low, &low64, &high64, total, error)
         memcpy(&t, &high64, 8)
     if not mapping:
         collapse(total, error, sizeof(real) == 8, out)
@@ -352,24 +378,39 @@ cdef inline bint block_in_range(
                 and high64 <= bits_of(zero + highest(x), low64))
 
 
+cdef inline bint block_at(
+    const real *x, const char *ahead, real *to, Py_ssize_t n, double ref, int speed, real scale,
+    bint mapping, real factor, real factor_low, Sum *out
+) noexcept nogil:
+    """block_in_range() with constants, so that each loop is compiled for what it does."""
+    if speed == FAST and scale == 0:
+        return block_in_range(
+            x, ahead, to, n, ref, False, False, scale, mapping, factor, factor_low, out)
+    if speed == FAST:
+        return block_in_range(
+            x, ahead, to, n, ref, False, True, scale, mapping, factor, factor_low, out)
+    if scale == 0:
+        return block_in_range(
+            x, ahead, to, n, ref, True, False, scale, mapping, factor, factor_low, out)
+    return block_in_range(
+        x, ahead, to, n, ref, True, True, scale, mapping, factor, factor_low, out)
+
+
 cdef bint block_terms(
-    const real *x, real *terms, Py_ssize_t n, double ref, real scale, Sum *out
+    const real *x, const char *ahead, real *terms, Py_ssize_t n, double ref, int speed, real scale,
+    Sum *out
 ) noexcept nogil:
     """Sum of term(x); the terms are kept in `terms` unless that is NULL.  False: not in range."""
-    if scale == 0:
-        return block_in_range(x, terms, n, ref, False, scale, False, <real> 1, <real> 0, out)
-    return block_in_range(x, terms, n, ref, True, scale, False, <real> 1, <real> 0, out)
+    return block_at(x, ahead, terms, n, ref, speed, scale, False, <real> 1, <real> 0, out)
 
 
 cdef bint block_map(
-    const real *x, real *y, Py_ssize_t n, double exponent, real scale, real inverse,
-    real inverse_low
+    const real *x, const char *ahead, real *y, Py_ssize_t n, double exponent, int speed, real scale,
+    real inverse, real inverse_low
 ) noexcept nogil:
     """y = exp(x) * 2**-exponent * inverse.  False: some y is not in range."""
-    if scale == 0:
-        return block_in_range(
-            x, y, n, exponent, False, scale, True, inverse, inverse_low, <Sum *> NULL)
-    return block_in_range(x, y, n, exponent, True, scale, True, inverse, inverse_low, <Sum *> NULL)
+    return block_at(
+        x, ahead, y, n, exponent, speed, scale, True, inverse, inverse_low, <Sum *> NULL)
 
 
 # Any terms --------------------------------------------------------------------------------------

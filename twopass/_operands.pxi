@@ -9,6 +9,7 @@ from libc.stdint cimport int8_t, int16_t, uint8_t, uint16_t
 
 cdef enum:
     MAX_DIMS = 64
+    MASK_RUN = 256  # elements of a mask between two rounds of prefetches
 
 
 cdef enum Kind:  # what an array's elements are
@@ -80,12 +81,6 @@ cdef inline char *row_of(const Operand *array, Py_ssize_t row) noexcept nogil:
 
 # Half types. Without a branch, so that loops over them are vectorised.
 
-cdef inline uint32_t chosen(bint which, uint32_t a, uint32_t b) noexcept nogil:
-    """a if which else b, not to be made a branch of."""
-    cdef uint32_t mask = -<uint32_t> which
-    return (a & mask) | (b & ~mask)
-
-
 cdef inline float f16_to_float(uint16_t half) noexcept nogil:
     """Exact; NaN stays NaN."""
     cdef uint32_t sign = <uint32_t> (half & 0x8000) << 16
@@ -103,20 +98,21 @@ cdef inline float f16_to_float(uint16_t half) noexcept nogil:
 
 cdef inline uint16_t float_to_f16(float value) noexcept nogil:
     """Round to nearest even; too large becomes infinity."""
-    cdef uint32_t bits, sign, normal, small, result
+    cdef uint32_t bits, sign, nan, normal, small, result
     cdef float sum
     memcpy(&bits, &value, 4)
     sign = (bits >> 16) & 0x8000
     bits &= 0x7FFFFFFF
+    nan = <uint32_t> (bits > 0x7F800000) << 9
+    bits = bits if bits < 0x47800000 else 0x47800000  # 2**16, whose half is infinity
     normal = (bits - 0x38000000 + 0x0FFF + ((bits >> 13) & 1)) >> 13
     # Below the smallest normal half: adding 0.5 rounds at 2**-24.
     memcpy(&sum, &bits, 4)
     sum = sum + <float> 0.5
     memcpy(&small, &sum, 4)
-    result = chosen(bits < 0x38800000, small - 0x3F000000, normal)
-    result = chosen(bits >= 0x477FF000, 0x7C00, result)  # rounds to 2**16 or beyond
-    result = chosen(bits > 0x7F800000, 0x7E00, result)
-    return <uint16_t> (sign | result)
+    small -= 0x3F000000
+    result = small if bits < 0x38800000 else normal
+    return <uint16_t> (sign | result | nan)
 
 
 cdef inline float bf16_to_float(uint16_t half) noexcept nogil:
@@ -263,22 +259,35 @@ cdef void gather(
         done += run
 
 
-cdef void blank(
-    const Operand *mask, const char *row, Py_ssize_t start, Py_ssize_t count, real *values,
+cdef inline void blank_run(
+    const uint8_t *mask, Py_ssize_t stride, Py_ssize_t count, const real *values, real *to,
     real value
 ) noexcept nogil:
-    """Put `value` where the mask, of bytes, is 0."""
-    cdef Py_ssize_t done = 0, run, offset, stride, i
+    cdef Py_ssize_t i
+    for i in range(count):
+        to[i] = values[i] if mask[i * stride] else value
+
+
+cdef void blank(
+    const Operand *mask, const char *row, Py_ssize_t start, Py_ssize_t count, const real *values,
+    real *to, real value
+) noexcept nogil:
+    """to = values, which may be the same array, or `value` where the mask, of bytes, is 0."""
+    cdef Py_ssize_t done = 0, run, offset, stride
     cdef const uint8_t *bytes
     while done < count:
         run = next_run(&mask.line, start + done, count - done, &offset, &stride)
         bytes = <const uint8_t *> (row + offset)
         if stride == 1:
-            for i in range(run):
-                values[done + i] = values[done + i] if bytes[i] else value
+            run = run if run < MASK_RUN else MASK_RUN
+            prefetch_lines(<const char *> bytes + PREFETCH_BYTES // sizeof(real), run)
+        # Told apart so that each is vectorised.
+        if stride == 1 and values != to:
+            blank_run(bytes, 1, run, values + done, to + done, value)
+        elif stride == 1:
+            blank_run(bytes, 1, run, to + done, to + done, value)
         else:
-            for i in range(run):
-                values[done + i] = values[done + i] if bytes[i * stride] else value
+            blank_run(bytes, stride, run, values + done, to + done, value)
         done += run
 
 

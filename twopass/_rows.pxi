@@ -108,7 +108,9 @@ cdef void edit(
     it."""
     cdef Py_ssize_t i, equals
     cdef real least
-    if x != buffer:
+    if row.mask != NULL and row.reading == AS_THEY_ARE:
+        blank(row.mask, row.mask_row, start, count, x, buffer, <real> -INFINITY)
+    elif x != buffer:
         memcpy(buffer, x, count * sizeof(real))
     if row.reading == NEGATED:
         for i in range(count):
@@ -116,8 +118,8 @@ cdef void edit(
     elif row.reading == FLATTENED:
         for i in range(count):
             buffer[i] = 0 if buffer[i] - buffer[i] == 0 else buffer[i]
-    if row.mask != NULL:
-        blank(row.mask, row.mask_row, start, count, buffer, <real> -INFINITY)
+    if row.mask != NULL and row.reading != AS_THEY_ARE:
+        blank(row.mask, row.mask_row, start, count, buffer, buffer, <real> -INFINITY)
     if row.bound != NULL:
         least = <real> row.bound.least
         equals = row.bound.last + 1 - start
@@ -137,6 +139,11 @@ cdef inline const real *read(
         return x
     edit(row, start, count, x, buffer)
     return buffer
+
+
+cdef inline const char *ahead_of(const Row *row, Py_ssize_t start) noexcept nogil:
+    """What to request from memory when the block at `start` is computed."""
+    return row.x_row + start * row.x.itemsize + PREFETCH_BYTES
 
 
 cdef inline real *tops_of(const Row *row, Py_ssize_t start, const real *unused) noexcept nogil:
@@ -242,6 +249,24 @@ cdef void careful_terms(
     part.top = k
 
 
+cdef inline int first_speed(const Row *row) noexcept nogil:
+    if row.shift != 0:
+        return CAREFUL
+    return FAST if row.mask == NULL and row.bound == NULL else SINKING
+
+
+cdef double first_exponent(const Row *row, const real *x, Py_ssize_t n) noexcept nogil:
+    """A reference for blocks beside the first element that is neither masked nor huge; NaN where
+    there is none."""
+    cdef double exponent
+    cdef Py_ssize_t i
+    for i in range(n):
+        exponent = exponent_of(scaled(row, x[i])) + window(x)
+        if fabs(exponent) < exponent_limit(<real> row.scale):
+            return exponent
+    return NAN
+
+
 cdef void sum_terms(
     const Row *row, Py_ssize_t start, Py_ssize_t stop, real *terms, Sum *out
 ) noexcept nogil:
@@ -260,7 +285,7 @@ cdef void sum_terms(
     cdef real *to
     cdef bint anchored = row.base == row.base
     cdef double ref = row.base - highest(terms)
-    cdef bint careful = row.shift != 0
+    cdef int speed = first_speed(row), here
     cdef real scale = <real> row.scale
     cdef Sum part
     clear(out)
@@ -269,21 +294,23 @@ cdef void sum_terms(
         x = read(row, i, count, buffer)
         if row.tops != NULL:
             block_max(x, count, tops_of(row, i, x))
-        if i == start and not anchored:
+        if ref != ref:
             # Any nearby exponent will do as the reference; the first element's is at hand.
-            ref = exponent_of(scaled(row, x[0])) + window(x)
-            careful = not fabs(ref) < exponent_limit(scale)
+            ref = first_exponent(row, x, count)
         to = NULL
         if terms != NULL:
             to = term_buffer if <const real *> terms + i == x else terms + i
         clear(&part)
-        if not careful:
-            careful = not block_terms(x, to, count, ref, scale, &part)
-        # One failure makes the rest of the chunk careful: masked elements come in company.
-        if careful and anchored:
+        here = speed if ref == ref else CAREFUL
+        while here < CAREFUL and not block_terms(
+                x, ahead_of(row, i), to, count, ref, here, scale, &part):
+            here += 1
+        if here == CAREFUL and anchored:
             block_clamped_terms(x, to, count, ref, scale, <real> row.shift, &part)
-        elif careful:
+        elif here == CAREFUL:
             careful_terms(x, to, count, scale, &part)
+        if ref == ref:
+            speed = here  # for the rest of the chunk: such elements come in company
         if terms != NULL:
             row.refs[i // block] = part.exponent
             if to == term_buffer:
@@ -316,6 +343,22 @@ cdef double largest_of(
     return result
 
 
+cdef inline void map_terms(
+    const Row *row, const real *x, Py_ssize_t start, Py_ssize_t n, real *y, int *speed
+) noexcept nogil:
+    """y = exp(x) / sum, x elements start ... start + n, at the given speed or the first that does;
+    then `speed` is that one."""
+    cdef real scale = <real> row.scale
+    cdef real inverse = <real> row.inverse
+    cdef real inverse_low = <real> (row.inverse - inverse + row.inverse_low)
+    while speed[0] < CAREFUL and not block_map(
+            x, ahead_of(row, start), y, n, row.exponent, speed[0], scale, inverse, inverse_low):
+        speed[0] += 1
+    if speed[0] == CAREFUL:
+        block_clamped_map(
+            x, y, n, row.exponent, scale, <real> row.shift, inverse, inverse_low)
+
+
 cdef void map_blocks(
     const Row *row, Pass which, Py_ssize_t start, Py_ssize_t stop, const real *terms
 ) noexcept nogil:
@@ -333,7 +376,7 @@ cdef void map_blocks(
     cdef real inverse = <real> row.inverse
     cdef real inverse_low = <real> (row.inverse - inverse + row.inverse_low)
     cdef bint beside = row.streaming or row.overwrites or not row.y.direct
-    cdef bint careful = row.shift != 0
+    cdef int speed = first_speed(row)
     cdef bint reloads = which == MAP_RESCALE or which == MAP_SCALE
     if row.streaming and not reloads:
         # Then pieces begin on cache lines, which are written whole. A map has no order to keep, but
@@ -346,11 +389,7 @@ cdef void map_blocks(
         y = y_buffer if beside else <real *> row.y_row + i
         if which == MAP_SCALEEXTEXP or which == MAP_SCALEEXP:
             x = read(row, i, count, buffer)
-            careful = careful or not block_map(
-                x, y, count, row.exponent, scale, inverse, inverse_low)
-            if careful:
-                block_clamped_map(
-                    x, y, count, row.exponent, scale, <real> row.shift, inverse, inverse_low)
+            map_terms(row, x, i, count, y, &speed)
         elif reloads:
             block_rescale(
                 terms + i, y, count, row.refs[i // block] - row.exponent, inverse, inverse_low)

@@ -379,7 +379,7 @@ cdef void gradient_blocks(
     cdef real inverse = <real> row.inverse
     cdef real inverse_low = <real> (row.inverse - inverse + row.inverse_low)
     cdef bint beside = row.streaming or row.overwrites or not row.y.direct
-    cdef bint careful = row.shift != 0
+    cdef int speed = first_speed(row)
     cdef bint adjusted = slope.factor != 1 or slope.offset != 0
     if row.streaming and not slope.reloads:
         before = to_line(row.y_row + start * sizeof(real)) // sizeof(real)
@@ -396,11 +396,7 @@ cdef void gradient_blocks(
                 terms + i, y, count, row.refs[i // block] - row.exponent, inverse, inverse_low)
         else:
             x = load(row.x, row.x_row, i, count, buffer)
-            careful = careful or not block_map(
-                x, y, count, row.exponent, <real> 0, inverse, inverse_low)
-            if careful:
-                block_clamped_map(
-                    x, y, count, row.exponent, <real> 0, <real> row.shift, inverse, inverse_low)
+            map_terms(row, x, i, count, y, &speed)
         if adjusted and not slope.filled:
             block_adjust(y, count, <real> slope.factor, normal_or_zero(slope.offset, unused))
         if i <= label < i + count and not slope.filled:
@@ -591,7 +587,8 @@ cdef void block_exp(
     cdef real inverse = <real> scale.inverse
     cdef real inverse_low = <real> (scale.inverse - inverse + scale.inverse_low)
     careful[0] = careful[0] or not block_map(
-        y, out, n, scale.exponent, <real> 0, inverse, inverse_low)
+        y, <const char *> y + PREFETCH_BYTES, out, n, scale.exponent, FAST, <real> 0, inverse,
+        inverse_low)
     if not careful[0]:
         return
     if block_max(y, n, <real *> NULL) < 1:

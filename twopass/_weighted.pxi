@@ -44,7 +44,7 @@ cdef Py_ssize_t load_weighted(
         x[j] = from_x[j]
     scale_block(x, count, row.scale)
     if row.mask != NULL:
-        blank(row.mask, row.mask_row, start, count, b, <double> 0)
+        blank(row.mask, row.mask_row, start, count, b, b, <double> 0)
     for j in range(count):
         x[j] = -INFINITY if b[j] == 0 or start + j == row.skip else x[j] if b[j] == b[j] else b[j]
     return count
