@@ -239,6 +239,25 @@ MUTANTS = [
       "sum_steps: masked elements do not sink"),
     m("blocks", "(ref + 4 * lowest(x)) * M_LN2", "(ref + lowest(x)) * M_LN2",
       "elements sink that count"),
+    # Short rows
+    m("short", "k + LANES + j < n:", "k + LANES + j < n - 1:", "tile_sums: a pair is broken"),
+    m("short", "for j in range(lanes if n - k > lanes else n - k)",
+      "for j in range(lanes if n - k > lanes else n - k - 1)", "tile_sums: a lane is forgotten"),
+    m("short", "error[lane + r] += error[lane + half * TILE + r]", "pass",
+      "tile_sums: a lane's rest, double"),
+    m("short", "out.in_range[r] and low32[r] >= bits_of(zero + lowest(tile), <int32_t> 0)",
+      "out.in_range[r]", "tiles: no lower bound, float"),
+    m("short", "and high64[r] <= bits_of(zero + highest(tile), <int64_t> 0))", "and True)",
+      "tiles: no upper bound, double"),
+    m("short", "out.in_range[r] = fabs(ref) < exponent_limit(<real> 0)", "out.in_range[r] = True",
+      "tiles: references that are no numbers"),
+    m("short", "                found.in_range[r] &= rescales(exponent, unused)\n", "",
+      "tiles: subnormal results"),
+    m("short", "if found.in_range[r]:\n                    out_of_tile(",
+      "if True:\n                    out_of_tile(", "tiles: rows done elsewhere are overwritten"),
+    m("short", "        cut(sum)\n", "", "tiles: sums that keep more digits than those of rows"),
+    m("short", "    for i in range(k, n):\n        y[i]", "    for i in range(k, n - 1):\n        y[i]",
+      "tiles: the last element is not stored"),
     m("memory", "        head = count\n", "        head = 0\n",
       "streaming: pieces shorter than a line"),
     m("memory", "(count - head - body) * sizeof(real))", "0)", "streaming: tail"),
@@ -254,7 +273,7 @@ MUTANTS = [
 TESTS = [
     "test_exp.py", "test_passes.py", "test_backward.py", "test_halves.py", "test_training.py",
     "test_edits.py", "test_extended.py", "test_special.py", "test_columns.py", "test_bits.py",
-    "test_exactness.py", "test_interface.py", "test_environment.py",
+    "test_exactness.py", "test_interface.py", "test_environment.py", "test_short.py",
 ]  # fmt: skip
 #: What is in a mutant's file, description or text -> the tests that are likely to notice.
 FIRST = {
@@ -263,6 +282,7 @@ FIRST = {
     "_training": ["test_training.py", "test_backward.py"],
     "_weighted": ["test_exactness.py"],
     "_operands": ["test_halves.py"],
+    "_short": ["test_short.py"],
     "_memory|unpad|tile|tail": ["test_bits.py"],
     "_environment": ["test_environment.py"],
     "scale|product|mask|limit": ["test_edits.py"],

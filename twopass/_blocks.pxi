@@ -539,6 +539,12 @@ cdef void block_clamped_map(
 
 # map_scale, map_rescale -------------------------------------------------------------------------
 
+cdef inline bint rescales(double exponent, const real *unused) noexcept nogil:
+    """Whether terms times 1/sum times 2**exponent, as one factor, are normal numbers.  Terms are 0
+    or >= 2**(lowest - 1)."""
+    return smallest_exponent(unused) - lowest(unused) + 2 <= exponent <= highest(unused)
+
+
 cdef void block_rescale(
     const real *terms, real *y, Py_ssize_t n, double exponent, real inverse, real inverse_low
 ) noexcept nogil:
@@ -550,8 +556,7 @@ cdef void block_rescale(
     cdef real scale, scale_low, threshold, factor, rest
     if exponent > highest(terms):  # of zeros alone, whose reference means nothing
         exponent = highest(terms)
-    # Terms are 0 or >= 2**(lowest - 1), so that nothing underflows.
-    if smallest_exponent(terms) - lowest(terms) + 2 <= exponent <= highest(terms):
+    if rescales(exponent, terms):
         scale = inverse * <real> power(exponent)
         scale_low = inverse_low * <real> power(exponent)
         for i in range(n):

@@ -10,8 +10,8 @@ a. Layers, one file each: the floating-point environment (_environment.pxi), the
    (_operands.pxi), loops over a block in L1 (_blocks.pxi), passes and algorithms over rows
    (_rows.pxi), sums of pieces of rows (_partial.pxi),
    the same along another axis (_columns.pxi), weights (_weighted.pxi), losses and
-   gradients (_training.pxi), the largest and draws (_choosing.pxi).  This file is the door: arrays
-   in, pointers on.
+   gradients (_training.pxi), the largest and draws (_choosing.pxi), short rows (_short.pxi).  This
+   file is the door: arrays in, pointers on.
 b. Contracts: arguments were validated by the caller, n >= 1, y is x or does not overlap it.
    Kernels never fail; only the workspace can be refused (MemoryError, y untouched).
 c. Special values: a NaN in a row or +inf makes the row NaN, -inf gives 0, only -inf gives NaN.
@@ -233,6 +233,39 @@ cdef Py_ssize_t workspace_bytes(const Call *call, Py_ssize_t itemsize) noexcept 
     return bytes + 4 * LINE_BYTES
 
 
+cdef inline void place(const Call *call, Row *row, Py_ssize_t index) noexcept nogil:
+    """Make `row` the one of that number."""
+    row.x_row = row_of(call.x, index)
+    row.y_row = row_of(call.y, index)
+    if call.mask != NULL:
+        row.mask_row = row_of(call.mask, index)
+    if call.scales != NULL:
+        set_scale(row, call.scales[index * call.scale_step])
+    if not call.scratch:
+        row.terms = row.y_row
+
+
+cdef void run_row(
+    const Call *call, Row *row, Py_ssize_t index, Choosing *choosing, real *unused
+) noexcept nogil:
+    place(call, row, index)
+    if call.operation == SOFTMAX:
+        softmax_row(row, call.algorithm, unused)
+    elif call.operation == LOG_SOFTMAX:
+        log_softmax_row(row, unused)
+    elif call.operation == LOGSUMEXP:
+        logsumexp_row(row, unused)
+    elif call.operation == ADD_TO_SUMS:
+        add_row(row, &call.sums[index], unused)
+    elif call.operation == CHOOSE:
+        choose_row(row, choosing, index, unused)
+    else:
+        map_row(row, &call.sums[index], call.operation == LOG_SOFTMAX_BY_SUMS, unused)
+
+
+include "_short.pxi"
+
+
 cdef void run_rows(
     const Call *call, Py_ssize_t first, Py_ssize_t last, char *workspace, real *unused
 ) noexcept nogil:
@@ -264,27 +297,11 @@ cdef void run_rows(
     if call.choosing != NULL:
         choosing = call.choosing[0]
         lay_out(&choosing, call.n, <char *> row.refs, unused)
+    if is_short(call, unused):
+        run_short(call, &row, first, last, unused)
+        return
     for index in range(first, last):
-        row.x_row = row_of(call.x, index)
-        row.y_row = row_of(call.y, index)
-        if call.mask != NULL:
-            row.mask_row = row_of(call.mask, index)
-        if call.scales != NULL:
-            set_scale(&row, call.scales[index * call.scale_step])
-        if not call.scratch:
-            row.terms = row.y_row
-        if call.operation == SOFTMAX:
-            softmax_row(&row, call.algorithm, unused)
-        elif call.operation == LOG_SOFTMAX:
-            log_softmax_row(&row, unused)
-        elif call.operation == LOGSUMEXP:
-            logsumexp_row(&row, unused)
-        elif call.operation == ADD_TO_SUMS:
-            add_row(&row, &call.sums[index], unused)
-        elif call.operation == CHOOSE:
-            choose_row(&row, &choosing, index, unused)
-        else:
-            map_row(&row, &call.sums[index], call.operation == LOG_SOFTMAX_BY_SUMS, unused)
+        run_row(call, &row, index, &choosing, unused)
 
 
 cdef bint share_rows(const Call *call, real *unused) noexcept nogil:

@@ -635,13 +635,17 @@ cdef void split_total(Row *row, real *unused) noexcept nogil:
         row.low = total - row.high
 
 
+cdef void log_softmax_from_sum(Row *row, const Sum *total, real *unused) noexcept nogil:
+    log_from_sum(row, total, unused)
+    split_total(row, unused)
+    run_pass(row, MAP_CONSTANT if row.high != row.high else MAP_SUBTRACT, unused)
+
+
 cdef void log_softmax_row(Row *row, real *unused) noexcept nogil:
     cdef Sum total
     begin(row)
     total = reduce(row, REDUCE_EXTEXP, unused)
-    log_from_sum(row, &total, unused)
-    split_total(row, unused)
-    run_pass(row, MAP_CONSTANT if row.high != row.high else MAP_SUBTRACT, unused)
+    log_softmax_from_sum(row, &total, unused)
 
 
 cdef void logsumexp_from_sum(Row *row, const Sum *total, real *unused) noexcept nogil:

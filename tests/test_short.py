@@ -1,0 +1,65 @@
+"""Short rows, which are computed a tile at a time: the bits of rows computed alone."""
+
+import numpy as np
+import oracle
+import pytest
+
+import twopass
+
+FUNCTIONS = {
+    "softmax": twopass.softmax,
+    "log_softmax": twopass.log_softmax,
+    "logsumexp": twopass.logsumexp,
+}
+
+
+def _rows(rng, n, dtype):
+    """37 rows, two tiles and a part of one: ordinary ones, and some that tiles leave out."""
+    x = rng.normal(0, rng.choice([0.1, 4, 40]), (37, n))
+    x[3] += 3e7  # three passes
+    x[5, rng.integers(n)] = np.nan
+    x[8, rng.integers(n)] = np.inf
+    x[9] = -np.inf
+    x[11, rng.random(n) < 0.5] = -np.inf
+    x[17] = rng.uniform(-1000, 1000, n)  # a wide range
+    x[20, rng.integers(n)] = 60  # one that dominates
+    x[22] -= np.log(np.exp(x[22]).sum())  # a logarithm near 0
+    # In range, but not once multiplied: the last is below the smallest normal number.
+    x[24, :3] = [0, 43.5, -44][:n] if dtype == np.float32 else [0, 330, -380][:n]
+    x[35] = 0
+    x[36, 0] = -1e30
+    return np.asarray(x, dtype)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("n", range(1, 101))
+def test_rows_of_a_tile_are_rows_alone(level, dtype, n, name):
+    """Every length around the longest that has tiles, every place in a tile."""
+    function = FUNCTIONS[name]
+    x = _rows(np.random.default_rng(n), n, dtype)
+    expected = np.stack([np.asarray(function(row)) for row in x])
+    assert oracle.same_bits(function(x, axis=-1), expected)
+    assert oracle.same_bits(function(x[:19], axis=-1, n_threads=3), expected[:19])
+
+
+@pytest.mark.parametrize("n", [1, 10, 33])
+def test_short_rows_in_place(dtype, n):
+    """Each row is read before it is written."""
+    x = _rows(np.random.default_rng(7), n, dtype)
+    for function in (twopass.softmax, twopass.log_softmax):
+        expected = function(x, axis=1)
+        y = x.copy()
+        assert function(y, axis=1, out=y) is y
+        assert oracle.same_bits(y, expected)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_short_rows_apart(dtype, step):
+    """Rows that do not follow each other in memory, and an output with gaps, which stay."""
+    x = _rows(np.random.default_rng(8), 13, dtype)
+    wide = np.zeros((37 * step, 20), dtype)
+    wide[::step, :13] = x
+    out = np.full((37, 17), 7, dtype)
+    twopass.softmax(wide[::step, :13], axis=1, out=out[:, 2:15])
+    assert oracle.same_bits(out[:, 2:15], twopass.softmax(x, axis=1))
+    assert (np.delete(out, np.s_[2:15], axis=1) == 7).all()

@@ -1,0 +1,216 @@
+# Short rows: a tile of them at a time, transposed, so that vectors run over rows.
+#
+# One short row leaves most of a vector idle, and what every row costs (a padded step, a tree of
+# sums, a division) takes longer than its exponentials.  Here lane r of every vector belongs to row
+# r.  Each row has the terms of _blocks.pxi, added in the order of _blocks.pxi: which way a row was
+# computed never shows in its bits.  Rows that the fast loops cannot do are left to _rows.pxi.
+
+cdef enum:
+    TILE = 16  # rows
+    FEW_ROWS = 4  # fewer take longer as a tile than one by one
+    SHORT = 96  # elements of the longest row in float: a tile of them, and its sums, fit in L1
+
+
+ctypedef struct Tile:
+    # What the loops find of each row.
+    Sum sums[TILE]
+    double ref[TILE]  # reference exponent of its terms
+    bint in_range[TILE]
+
+
+cdef inline bint is_short(const Call *call, const real *unused) noexcept nogil:
+    return (
+        (call.operation == SOFTMAX or call.operation == LOG_SOFTMAX or call.operation == LOGSUMEXP)
+        and call.n * sizeof(real) <= SHORT * sizeof(float) and call.x.direct
+        and (call.y.direct or call.operation == LOGSUMEXP)
+        and call.mask == NULL and call.scales == NULL)
+
+
+cdef inline void tile_terms(
+    real *tile, Py_ssize_t n, const real *magic, bits *low, bits *high
+) noexcept nogil:
+    """term() of every element, in place; the range of each row's rounded() values."""
+    cdef bits least[TILE]
+    cdef bits most[TILE]
+    cdef real m[TILE]
+    cdef Py_ssize_t k, r
+    cdef real x, t
+    cdef bits i
+    for r in range(TILE):
+        m[r] = magic[r]
+        least[r] = low[r]
+        most[r] = high[r]
+    for k in range(n):
+        for r in range(TILE):
+            x = tile[k * TILE + r]
+            t = rounded(x, m[r])
+            i = bits_of(t, least[r])
+            least[r] = i if i < least[r] else least[r]
+            most[r] = i if i > most[r] else most[r]
+            tile[k * TILE + r] = times_power(mantissa(x, t - m[r]), t)
+    for r in range(TILE):
+        low[r] = least[r]
+        high[r] = most[r]
+
+
+cdef inline void tile_sums(
+    const real *tile, Py_ssize_t n, double *total, double *error
+) noexcept nogil:
+    """Add the terms of each row up in LANES lanes, and those as collapse() does."""
+    cdef Py_ssize_t k, j, r, lane, half, lanes = n if n < LANES else LANES
+    for k in range(lanes * TILE):
+        total[k] = 0
+        error[k] = 0
+    k = 0
+    while k < n:
+        for j in range(lanes if n - k > lanes else n - k):
+            lane = j * TILE
+            if k + LANES + j < n:
+                for r in range(TILE):
+                    accumulate(
+                        &total[lane + r], &error[lane + r],
+                        tile[(k + j) * TILE + r] + tile[(k + LANES + j) * TILE + r])
+            else:
+                for r in range(TILE):
+                    accumulate(&total[lane + r], &error[lane + r], tile[(k + j) * TILE + r])
+        k += STEP
+    half = LANES // 2
+    while half >= 1:
+        for j in range(half):
+            if j + half < lanes:
+                lane = j * TILE
+                for r in range(TILE):
+                    if real is float:
+                        total[lane + r] += total[lane + half * TILE + r]
+                    else:
+                        two_sum(&total[lane + r], &error[lane + r], total[lane + half * TILE + r])
+                        error[lane + r] += error[lane + half * TILE + r]
+        half //= 2
+
+
+cdef void reduce_tile(real *tile, Py_ssize_t n, Tile *out) noexcept nogil:
+    """The elements become terms; the sum of each row, as reduce() gives it."""
+    cdef real magic[TILE]
+    cdef double total[LANES * TILE]
+    cdef double error[LANES * TILE]
+    cdef int32_t low32[TILE]
+    cdef int32_t high32[TILE]
+    cdef int64_t low64[TILE]
+    cdef int64_t high64[TILE]
+    cdef Py_ssize_t r
+    cdef real t, zero
+    cdef double ref
+    cdef Sum *sum
+    set_magic(0, &zero)
+    for r in range(TILE):
+        ref = exponent_of(tile[r]) + window(tile)
+        out.in_range[r] = fabs(ref) < exponent_limit(<real> 0)
+        out.ref[r] = ref if out.in_range[r] else 0
+        set_magic(out.ref[r], &magic[r])
+        t = rounded(tile[r], magic[r])
+        if real is float:
+            low32[r] = bits_of(t, <int32_t> 0)
+            high32[r] = low32[r]
+        else:
+            low64[r] = bits_of(t, <int64_t> 0)
+            high64[r] = low64[r]
+    if real is float:
+        tile_terms(tile, n, magic, low32, high32)
+    else:
+        tile_terms(tile, n, magic, low64, high64)
+    tile_sums(<const real *> tile, n, total, error)
+    for r in range(TILE):
+        sum = &out.sums[r]
+        clear(sum)
+        if real is float:
+            memcpy(&t, &high32[r], 4)
+            out.in_range[r] = (
+                out.in_range[r] and low32[r] >= bits_of(zero + lowest(tile), <int32_t> 0)
+                and high32[r] <= bits_of(zero + highest(tile), <int32_t> 0))
+        else:
+            memcpy(&t, &high64[r], 8)
+            out.in_range[r] = (
+                out.in_range[r] and low64[r] >= bits_of(zero + lowest(tile), <int64_t> 0)
+                and high64[r] <= bits_of(zero + highest(tile), <int64_t> 0))
+            sum.low = error[r]
+        sum.high = total[r]
+        sum.exponent = out.ref[r]
+        sum.top = <double> (t - magic[r])
+        normalise(sum)
+        cut(sum)
+
+
+cdef inline void into_tile(
+    const real *x, Py_ssize_t n, real *tile, Py_ssize_t r
+) noexcept nogil:
+    """Row r of the tile from a contiguous one."""
+    cdef Py_ssize_t k = 0, i
+    while k + 4 <= n:
+        for i in range(4):
+            tile[(k + i) * TILE + r] = x[k + i]
+        k += 4
+    for i in range(k, n):
+        tile[i * TILE + r] = x[i]
+
+
+cdef inline void out_of_tile(
+    const real *tile, Py_ssize_t n, Py_ssize_t r, real *y
+) noexcept nogil:
+    cdef Py_ssize_t k = 0, i
+    while k + 4 <= n:
+        for i in range(4):
+            y[k + i] = tile[(k + i) * TILE + r]
+        k += 4
+    for i in range(k, n):
+        y[i] = tile[i * TILE + r]
+
+
+cdef void run_short(
+    const Call *call, Row *row, Py_ssize_t first, Py_ssize_t last, real *unused
+) noexcept nogil:
+    """run_rows() for short ones."""
+    cdef real tile[SHORT * TILE]
+    cdef real scale[TILE]
+    cdef real scale_low[TILE]
+    cdef Tile found
+    cdef Py_ssize_t n = call.n, start = first, count, r, k
+    cdef double exponent
+    while start < last:
+        count = last - start if last - start < TILE else TILE
+        if count < FEW_ROWS:
+            for r in range(count):
+                run_row(call, row, start + r, NULL, unused)
+            return
+        for r in range(TILE):
+            into_tile(
+                <const real *> row_of(call.x, start + (r if r < count else 0)), n, tile, r)
+        reduce_tile(tile, n, &found)
+        for r in range(count):
+            if call.operation == SOFTMAX:
+                invert(row, &found.sums[r])
+                exponent = found.ref[r] - row.exponent
+                found.in_range[r] &= rescales(exponent, unused)
+            if not found.in_range[r]:
+                run_row(call, row, start + r, NULL, unused)
+                continue
+            place(call, row, start + r)
+            if call.operation == SOFTMAX:
+                scale[r] = <real> row.inverse
+                scale_low[r] = <real> (row.inverse - scale[r] + row.inverse_low)
+                scale[r] *= <real> power(exponent)
+                scale_low[r] *= <real> power(exponent)
+            elif call.operation == LOG_SOFTMAX:
+                begin(row)
+                log_softmax_from_sum(row, &found.sums[r], unused)
+            else:
+                begin(row)
+                logsumexp_from_sum(row, &found.sums[r], unused)
+        if call.operation == SOFTMAX:
+            for k in range(n):
+                for r in range(TILE):
+                    tile[k * TILE + r] = times_pair(tile[k * TILE + r], scale[r], scale_low[r])
+            for r in range(count):
+                if found.in_range[r]:
+                    out_of_tile(
+                        <const real *> tile, n, r, <real *> row_of(call.y, start + r))
+        start += count
