@@ -2,13 +2,13 @@
 
 import functools
 import os
-import pathlib
 from dataclasses import dataclass
 
 from twopass import _cpu
 
-_CACHES = pathlib.Path("/sys/devices/system/cpu/cpu0/cache")
-_CGROUPS = pathlib.Path("/sys/fs/cgroup")
+# Paths as text: pathlib would double the time that `import twopass` takes.
+_CACHES = "/sys/devices/system/cpu/cpu0/cache"
+_CGROUPS = "/sys/fs/cgroup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,21 +22,29 @@ class Machine:
     caches_from: str = "assumed"
 
 
+def _read(folder: str | os.PathLike, *names: str) -> str:
+    with open(os.path.join(folder, *names), encoding="ascii") as file:
+        return file.read().strip()
+
+
 def _size(text: str) -> int:
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    text = text.strip()
     return int(text[:-1]) * units[text[-1]] if text[-1] in units else int(text)
 
 
-def caches(folder: pathlib.Path = _CACHES) -> dict[int, int]:
+def caches(folder: str | os.PathLike = _CACHES) -> dict[int, int]:
     """Level -> size in bytes of the data and unified caches; empty where sysfs has none."""
     found = {}
-    for entry in sorted(folder.glob("index*")):
+    try:
+        entries = sorted(os.listdir(folder))
+    except OSError:
+        return found
+    for entry in entries:
         try:
-            kind = (entry / "type").read_text().strip()
-            level = int((entry / "level").read_text())
-            size = _size((entry / "size").read_text())
-        except (OSError, ValueError, KeyError):
+            kind = _read(folder, entry, "type")
+            level = int(_read(folder, entry, "level"))
+            size = _size(_read(folder, entry, "size"))
+        except (OSError, ValueError, KeyError, IndexError):
             continue
         if kind in ("Data", "Unified"):
             found[level] = size
@@ -59,33 +67,34 @@ def machine() -> Machine:
         l2=found.get(2, default.l2),
         last_level=found[max(found)],
         streaming_pays=streaming_pays,
-        caches_from=str(_CACHES),
+        caches_from=_CACHES,
     )
 
 
-def _cgroup_folders() -> list[pathlib.Path]:
+def _cgroup_folders() -> list[str]:
     """The cgroup folders of this process and all their parents, both versions."""
-    folders = [_CGROUPS, _CGROUPS / "cpu"]
+    folders = [_CGROUPS, os.path.join(_CGROUPS, "cpu")]
     try:
-        lines = pathlib.Path("/proc/self/cgroup").read_text().splitlines()
+        lines = _read("/proc/self/cgroup").splitlines()
     except OSError:
         return folders
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        root = _CGROUPS if not controllers else _CGROUPS / "cpu"
         if not controllers or "cpu" in controllers.split(","):
-            folder = root / path.lstrip("/")
-            folders += [folder, *(p for p in folder.parents if root in p.parents)]
+            folder = folders[bool(controllers)]
+            for name in filter(None, path.split("/")):
+                folder = os.path.join(folder, name)
+                folders.append(folder)
     return folders
 
 
-def quota(folders: list[pathlib.Path]) -> float:
+def quota(folders: list[str]) -> float:
     """CPUs that the tightest cgroup quota grants; infinity without one."""
     granted = float("inf")
     for folder in folders:
-        for text in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
             try:
-                words = " ".join((folder / name).read_text() for name in text).split()
+                words = " ".join(_read(folder, name) for name in names).split()
                 limit, period = words[0], float(words[1])
             except (OSError, ValueError, IndexError):
                 continue
