@@ -311,6 +311,6 @@ for arguments in calls:
 def test_no_memory(python):
     """MemoryError before anything is written, also where one thread's workspace would be there."""
     # Freed blocks go back to the system at once, as their allocation is to fail.
-    result = python(OUT_OF_MEMORY, MALLOC_MMAP_THRESHOLD_="65536")
+    result = python(OUT_OF_MEMORY, MALLOC_MMAP_THRESHOLD_="4096")
     assert result.returncode == 0, result.stderr + result.stdout
     assert result.stdout.split() == ["False", "True"] * 4  # some limits suffice, some do not
