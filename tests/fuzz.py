@@ -114,7 +114,8 @@ class Placed:
         strides = [0] * len(shape)
         for axis in reversed(order):
             if kind == "spread":
-                step *= r.choice((1, 1, 2, 3))
+                factor = r.choice((1, 1, 2, 3))
+                step *= factor if step < 1 << 22 else 1  # not gigabytes
             elif kind == "odd":
                 step += 1
             strides[axis] = step
