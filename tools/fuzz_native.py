@@ -10,10 +10,10 @@ the memory, and what reaches new code, in the kernels or in the package's Python
         -Csetup-args=-Dc_link_args=-fsanitize=address,fuzzer-no-link
     build/fuzz/bin/python -P tools/fuzz_native.py --seconds 600 --update
 
-It begins with tests/corpus.txt, and takes 2 GB; `--update` writes that file anew, reduced to cases that together
-reach what all have reached. Other options are libFuzzer's. A case whose result differs is written
-to build/fuzz-found and fuzzing goes on; what AddressSanitizer finds ends it. Status 1 if anything
-was found. The tests replay the corpus, on any build and without atheris.
+It begins with tests/corpus.txt, and takes up to 2 GiB; `--update` writes that file anew, reduced to
+cases that together reach what all have reached. Other options are libFuzzer's. A case whose result
+differs is written to build/fuzz-found and fuzzing goes on; what AddressSanitizer finds ends it.
+Status 1 if anything was found. The tests replay the corpus, on any build and without atheris.
 """
 
 import argparse
