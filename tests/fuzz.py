@@ -1,6 +1,7 @@
 """Random calls of every function: layouts, dtypes, options and values, against slow twins.
 
 A case is what a `random.Random` says: one of hypothesis in test_fuzz.py, which shrinks what fails;
+one that reads bytes, those of a coverage-guided fuzzer (tools/fuzz_native.py) or of corpus.txt;
 here, as a program, one per seed::
 
     python tests/fuzz.py FIRST COUNT
@@ -11,6 +12,7 @@ prints the seeds that fail, and why.
 import contextlib
 import functools
 import math
+import pathlib
 import random
 import sys
 import traceback
@@ -21,7 +23,7 @@ import numpy as np
 import oracle
 
 import twopass
-from twopass import ExtendedSum, isa, passes
+from twopass import ExtendedSum, isa, passes, stream
 
 LONG = np.longdouble
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -46,6 +48,52 @@ EDGES = (
 )  # fmt: skip
 
 
+#: What the fuzzer kept: cases that together reach what it has reached, one a line in base64.
+CORPUS = pathlib.Path(__file__).with_name("corpus.txt")
+
+
+# Decisions --------------------------------------------------------------------------------------
+
+
+class Bytes(random.Random):
+    """Decisions read from a string of bytes; where it has ended, the plainest ones.
+
+    Few bytes each, so that changing one changes one decision and those that depend on it. Unlike
+    seeds, which keep what they have meant, it may draw more: elements of any bits, arrays without
+    bytes around them, which AddressSanitizer guards, and the functions of `MORE`.
+    """
+
+    def __init__(self, data):
+        super().__init__(0)
+        self.data, self.at = data, 0
+
+    def take(self, count):
+        """The next bytes."""
+        self.at += count
+        return self.data[self.at - count : self.at].ljust(count, b"\0")
+
+    def getrandbits(self, k):
+        return int.from_bytes(self.take((k + 7) // 8), "little") >> -k % 8
+
+    def random(self):
+        return (255 - self.take(1)[0]) / 256
+
+    def _randbelow(self, n):
+        """Of the base class: what choice, randrange, sample and shuffle are made of."""
+        return int.from_bytes(self.take(((n - 1).bit_length() + 7) // 8), "little") % n
+
+    def elements(self, shape, dtype):
+        """Up to 64 elements of any bits, over and over."""
+        count = self.randrange(64) + 1
+        bits = np.frombuffer(self.take(count * dtype.itemsize), f"u{dtype.itemsize}")
+        return np.resize(bits % 2 if dtype.kind == "b" else bits, shape).view(dtype)
+
+
+def also(r, share=0.5):
+    """Whether to draw what seeds do not."""
+    return isinstance(r, Bytes) and r.random() < share
+
+
 # Arrays -----------------------------------------------------------------------------------------
 
 
@@ -66,7 +114,8 @@ class Placed:
         strides = [0] * len(shape)
         for axis in reversed(order):
             if kind == "spread":
-                step *= r.choice((1, 1, 2, 3))
+                factor = r.choice((1, 1, 2, 3))
+                step *= factor if step < 1 << 22 else 1  # not gigabytes
             elif kind == "odd":
                 step += 1
             strides[axis] = step
@@ -81,8 +130,10 @@ class Placed:
         ends = [(max(n, 1) - 1) * s for n, s in zip(shape, strides, strict=True)]
         size = sum(map(abs, ends)) + self.dtype.itemsize
         odd = 1 if kind == "odd" or r.random() < 0.05 else 0
-        self.start = 64 + odd - sum(end for end in ends if end < 0)
-        self.memory = np.zeros(size + 192, np.uint8)
+        #: Bytes on either side.
+        self.margin = 0 if also(r) else 64
+        self.start = self.margin + odd - sum(end for end in ends if end < 0)
+        self.memory = np.zeros(size + 3 * self.margin + odd, np.uint8)
         self.array = self.view()
 
     def view(self, shift=0):
@@ -136,6 +187,8 @@ def axis_of(r, ndim):
 
 def numbers(r, shape, dtype, largest=math.inf):
     """Values of a dtype: ordinary ones, or near an edge; then a few special ones."""
+    if also(r):
+        return limited(r.elements(shape, dtype), largest)
     rng = np.random.default_rng(r.getrandbits(32))
     if dtype.kind == "b":
         return rng.random(shape) < 0.5
@@ -163,9 +216,7 @@ def numbers(r, shape, dtype, largest=math.inf):
         for _ in range(r.choice((1, 2, 5))):
             x.flat[r.randrange(x.size)] = r.choice(values)
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        if largest < math.inf:
-            x = np.where(np.isfinite(x), np.clip(x, -largest, largest), x)
-        x = np.asarray(x.astype(dtype))
+        x = np.asarray(limited(x, largest).astype(dtype))
     if special == "rare":  # a NaN is one whatever its sign and payload
         payload = {2: 0x7E12, 4: 0xFFC12345, 8: 0xFFF8000000012345}[dtype.itemsize]
         if dtype == BFLOAT16:
@@ -173,6 +224,16 @@ def numbers(r, shape, dtype, largest=math.inf):
         bits = np.array(payload, f"u{dtype.itemsize}").view(dtype)
         x[np.isnan(x.astype("f8"))] = bits
     return x
+
+
+def limited(x, largest):
+    """`x`, its finite numbers not beyond `largest`."""
+    if largest == math.inf or x.dtype.kind in "biu":
+        return x
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide = x.astype("f8")
+        return np.where(np.abs(wide) <= largest, x, np.where(
+            np.isfinite(wide), np.copysign(largest, wide), wide).astype(x.dtype))  # fmt: skip
 
 
 def operand(r, shape, dtype, values):
@@ -224,7 +285,8 @@ class Call:
             self.out = self.target.array
         else:
             self.target = self.r.choice(usable)
-            shift = 0 if kind == "in place" else self.r.choice((-4, -1, 1, 2)) * dtype.itemsize
+            in_place = kind == "in place" or not self.target.margin
+            shift = 0 if in_place else self.r.choice((-4, -1, 1, 2)) * dtype.itemsize
             self.out = self.target.array if not shift else self.target.view(shift)
         self.options["out"] = self.out
 
@@ -233,7 +295,8 @@ class Call:
         placed = {id(p): p for p in (*self.sources, self.target) if p is not None}.values()
         before = [p.memory.copy() for p in placed]
         level = self.r.choice(isa.available())
-        with isa.use(level), warnings.catch_warnings():
+        errors = np.errstate(divide="warn", over="warn", invalid="warn")
+        with isa.use(level), errors, warnings.catch_warnings():
             warnings.simplefilter("error")
             result = function(*args, **self.options, **options)
         self.fma = level != "x86-64-v2"
@@ -571,7 +634,8 @@ def logsumexp(r):
         rows = Rows(z, rest, counts, np.nan)
         exact = rows.logsumexp()
         if sign is not None:
-            expected = np.where(np.isnan(exact), np.nan, np.where(np.isneginf(exact), 0, 1))
+            # Of the result as rounded: 0 where the type has no number that low.
+            expected = np.where(np.isnan(exact), np.nan, np.where(np.isneginf(y), 0, 1))
             np.testing.assert_array_equal(sign.astype("f8"), expected)
         with np.errstate(invalid="ignore"):
             least = 1 if result_type.itemsize == 8 or "scale" in call.options else 0
@@ -757,6 +821,8 @@ def backward(r, name):
     bad = r.choice((None, None, None, np.nan, np.inf))
     if bad is not None and g.size:
         g.flat[r.randrange(g.size)] = bad
+    if also(r):
+        g = limited(r.elements(shape, g_dtype), 1e30)
     y_placed = operand(r, shape, dtype, y.astype(dtype))
     g_placed = operand(r, shape, g_dtype, g.astype(g_dtype))
     y, g = call.read(y_placed), call.read(g_placed)
@@ -848,17 +914,158 @@ def pieces(r):
     compare(np.asarray(logarithm).reshape(-1), exact, np.where(np.isfinite(bound), bound, 0))
 
 
+def choosing(r):
+    """top_probabilities and sample: the order, the probabilities, the index of a double."""
+    call = Call(r)
+    shape = shape_of(r)
+    while not shape or not math.prod(shape):
+        shape = (r.choice(LENGTHS), *(n for n in shape if n))
+    dtype = r.choice(DTYPES)
+    placed = operand(r, shape, dtype, numbers(r, shape, dtype))
+    x = call.read(placed)
+    axis = r.randrange(-len(shape), len(shape))
+    axes = axes_of(axis, len(shape))
+    n = shape[axis]
+    result_type = result_dtype(x.dtype)
+    z, rest, counts = edited(r, call, x, axes, result_type)
+    rows = Rows(z, rest, counts, np.nan)
+    z = np.where(counts, z, -np.inf)
+    z[rows.wrong] = 0
+    order = np.lexsort((np.where(rows.wrong[:, None], 0, -rest), -z))
+    if r.random() < 0.5:
+        k = r.choice([k for k in (1, 2, 5, 64, n // 2, n) if 1 <= k <= n])
+        y, indices = call.run(twopass.top_probabilities, x, k, axis)
+        top_shape = tuple(k if i == axes[0] else m for i, m in enumerate(shape))
+        assert y.shape == indices.shape == top_shape
+        assert y.dtype == result_type
+        assert indices.dtype == np.intp
+        y, indices = rows_of(y, axes), rows_of(indices, axes)
+        np.testing.assert_array_equal(indices, order[:, :k])
+        exact = np.take_along_axis(rows.softmax(), indices, 1)
+        compare(y, exact, softmax_bound(exact, rows, result_type, call.fma))
+        return
+    top_k = r.choice((None, None, 1, 2, 64, n))
+    top_p = r.choice((None, None, 1e-9, 0.3, 0.9, 0.99999, 1 - 2.0**-53, 1))
+    given = Given(r)
+    try:
+        drawn = call.run(twopass.sample, x, given, axis, top_k=top_k, top_p=top_p)
+    except ValueError:
+        assert rows.wrong.any(), "something to draw from, and an error"
+        return
+    assert not rows.wrong.any(), "nothing to draw from, and no error"
+    assert np.shape(drawn) == summed_shape(shape, axes, False)
+    close = np.where(computed_in(result_type) == "f4", 2e-6, 1e-14)
+    close = close + 4 * rest_of_reduction(rows.largest, result_type)
+    for row, index in enumerate(np.reshape(drawn, -1)):
+        kept = order[row, : top_k or n]
+        kept = kept[z[row, kept] > -np.inf]
+        terms = np.zeros(n, LONG)
+        terms[kept] = rows.terms[row, kept]
+        if top_p is not None:
+            sums = np.cumsum(terms[kept])
+            sums /= sums[-1]
+            if np.abs(sums - top_p).min() < close[row]:
+                continue
+            kept = kept[: int(np.argmax(sums >= top_p)) + 1]
+            terms[np.setdiff1d(np.arange(n), kept)] = 0
+        assert index in kept, "an element that is not allowed"
+        sums = np.cumsum(terms)
+        sums /= sums[-1]
+        before = sums[index - 1] if index else 0
+        assert before - close[row] <= given.double <= sums[index] + close[row], (row, index)
+
+
+class Given(np.random.Generator):
+    """A generator that returns one double."""
+
+    def __init__(self, r):
+        super().__init__(np.random.PCG64(0))
+        self.double = r.choice((r.getrandbits(53) / 2.0**53, 0.0, 1 - 2.0**-53))
+
+    def random(self, size=None):
+        return np.full(size, self.double)
+
+
+def vector(r, largest=math.inf):
+    """A contiguous vector as the passes want it, and how many threads."""
+    dtype = np.dtype(r.choice(("f4", "f8")))
+    n = r.choice(LENGTHS + LONG_LENGTHS)
+    x = np.array(numbers(r, (n,), dtype, largest))
+    return x, {"n_threads": r.choice((1, 2, 3, None))}
+
+
+def passes_alone(r):
+    """Every pass, called as the algorithms call them."""
+    x, options = vector(r, largest=1000)
+    x[~np.isfinite(x)] = 0
+    rows = Rows(x[None].astype(LONG), np.zeros((1, x.size)), np.ones((1, x.size), bool), np.nan)
+    out = r.choice((None, np.empty_like(x), x.copy()))
+    written = {"out": out, **options}
+    name, nontemporal = r.choice(tuple(passes.ALGORITHMS)), {"nontemporal": r.random() < 0.5}
+    level = r.choice(isa.available())
+    with isa.use(level):
+        if name.startswith("three_pass"):
+            largest = passes.reduce_max(x, **options)
+            assert largest == x.max()
+        if name == "three_pass_recompute":
+            total = passes.reduce_sumexp(x, largest, **options)
+            y = passes.map_scaleexp(x, largest, 1 / total, **nontemporal, **written)
+        elif name == "three_pass_reload":
+            total, y = passes.reduce_storeexp(x, largest, **written)
+            passes.map_scale(y, 1 / total, **options)
+        elif name == "two_pass":
+            total = passes.reduce_extexp(x, **options)
+            y = passes.map_scaleextexp(x, *total, **nontemporal, **written)
+        else:
+            *total, y = passes.reduce_storeextexp(x, **written)
+            passes.map_rescale(y, *total, **options)
+    exact = rows.softmax()
+    bound = softmax_bound(exact, rows, x.dtype, level != "x86-64-v2")
+    compare(y[None], exact, bound + info_of(x.dtype)[0] * exact)
+
+
+def streams(r):
+    """The STREAM-style kernels, whose results NumPy has, too."""
+    a, options = vector(r, largest=1e30)
+    b, out = a[::-1].copy(), np.empty_like(a)
+    s = a.dtype.type(r.choice((0, 1, -2, 0.5)))
+    name = r.choice(tuple(stream.KERNELS))
+    old = a.copy()
+    with isa.use(r.choice(isa.available())):
+        if name == "read":
+            total = stream.read(a, **options)
+            size = np.abs(old.astype(LONG)).sum()
+            close = np.abs(old.astype(LONG).sum() - total) <= old.size * info_of(a.dtype)[0] * size
+            assert close or not np.isfinite(size)
+            return
+        given = {"copy": (a,), "copy_nt": (a,), "add": (a, b), "triad": (a, b, s)}.get(name, (a, s))
+        if name == "init":
+            given = ()
+        result = {
+            "update": lambda: stream.update(a, s, **options),
+            "init": lambda: stream.init(out, s, **options),
+        }.get(name, lambda: getattr(stream, name)(*given, out, **options))()
+    expected = {
+        "copy": lambda: old, "copy_nt": lambda: old, "update": lambda: old * s,
+        "scale": lambda: old * s, "add": lambda: old + b, "init": lambda: np.full_like(old, s),
+        "triad": lambda: old + b * s,
+    }[name]()  # fmt: skip
+    np.testing.assert_array_equal(result, expected)
+
+
 FUNCTIONS = (
     functools.partial(maps, name="softmax"), functools.partial(maps, name="softmax"),
     functools.partial(maps, name="log_softmax"), logsumexp, logsumexp, cross_entropy,
     functools.partial(backward, name="softmax_backward"),
     functools.partial(backward, name="log_softmax_backward"), pieces,
 )  # fmt: skip
+MORE = (choosing, passes_alone, streams)
 
 
 def run(r):
     """One case."""
-    r.choice(FUNCTIONS)(r)
+    with np.errstate(all="ignore"):  # the twins meet signalling NaN, too
+        r.choice(FUNCTIONS + MORE if isinstance(r, Bytes) else FUNCTIONS)(r)
 
 
 def main(first, count):

@@ -1,5 +1,6 @@
 """Random calls of every function against slow twins, and what such calls have found."""
 
+import base64
 import os
 import random
 
@@ -32,3 +33,13 @@ def test_random_calls(r):
 def test_cases_that_failed(seed):
     """What once was wrong, in the twins or in the package."""
     fuzz.run(random.Random(seed))
+
+
+def test_corpus():
+    """Cases that together reach what the coverage-guided fuzzer has reached."""
+    for case in fuzz.CORPUS.read_text().split():
+        try:
+            fuzz.run(fuzz.Bytes(base64.b64decode(case)))
+        except Exception as error:
+            error.add_note(f"of {fuzz.CORPUS.name}: {case}")
+            raise

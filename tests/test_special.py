@@ -263,6 +263,23 @@ def test_no_warnings(level, dtype, algorithm, values):
         twopass.logsumexp(x, b=np.ones_like(x), return_sign=True)
 
 
+def test_no_warnings_of_factors(dtype):
+    """Nor of a scale or grad_output that is tiny, or a signalling NaN."""
+    x = np.zeros((3, 2), dtype)
+    signalling = _nans(dtype)[4:5].reshape(())
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    rows = np.array([0x7F81, 0x3F80], np.uint16).view(bfloat16)
+    with warnings.catch_warnings(), np.errstate(all="raise"):
+        warnings.simplefilter("error")
+        twopass.softmax(x, scale=1e-50)
+        for factor in (1e-50, 5e-324, signalling):
+            twopass.cross_entropy_gradient(x, [0, 1, 1], grad_output=factor)
+        with pytest.raises(ValueError, match=r"scale must be finite .* not nan"):
+            twopass.softmax(x.astype("f4"), scale=signalling)
+        with pytest.raises(ValueError, match="x has a NaN"):
+            twopass.sample(rows, np.random.default_rng(0))
+
+
 # Against SciPy ----------------------------------------------------------------------------------
 
 SHORT = [

@@ -228,10 +228,11 @@ def _refuse(rows, changes, place) -> None:
         row = row[changes.where[place]]
     negated = changes.scales is not None and changes.scales[place][0] < 0
     what = "nothing but -inf" if not negated else "nothing but +inf"
-    if np.isnan(row).any():
-        what = "a NaN"
-    elif (row == (-np.inf if negated else np.inf)).any():
-        what = "-inf, times a negative scale" if negated else "+inf"
+    with np.errstate(all="ignore"):  # bfloat16 warns of signalling NaN
+        if np.isnan(row).any():
+            what = "a NaN"
+        elif (row == (-np.inf if negated else np.inf)).any():
+            what = "-inf, times a negative scale" if negated else "+inf"
     where = ", ".join(str(int(i)) for i in place)
     name = f"row [{where}] of x" if place else "x"
     raise ValueError(f"{name} has {what}: there is nothing to draw from")

@@ -82,7 +82,7 @@ def _scales(scale, rows, dtype) -> np.ndarray:
     if given.dtype.kind not in "iuf":
         raise TypeError(f"scale must be real, not of dtype {given.dtype}")
     computed = np.float64 if dtype.itemsize == 8 else np.float32
-    with np.errstate(over="ignore"):
+    with np.errstate(all="ignore"):  # tiny is 0; what is not finite is refused below
         rounded = given.astype(computed).astype(np.float64)
     if not np.isfinite(rounded).all():
         wrong = given[~np.isfinite(rounded)].flat[0]

@@ -358,7 +358,11 @@ def _labels(labels, shape: tuple[int, ...], classes: int, ignored: int) -> tuple
 
 def _scales(grad_output, reduction: str, shape: tuple[int, ...], used: int) -> np.ndarray:
     """What the rows' gradients are multiplied by: one number, or one per row."""
-    scale = _operand("grad_output", grad_output).astype(np.float64)
+    given = _operand("grad_output", grad_output)
+    with np.errstate(all="ignore"):  # of signalling NaN and tiny numbers
+        scale = given.astype(np.float64)
+        if reduction == "mean":
+            scale = scale / max(used, 1)
     if reduction == "none":
         if scale.ndim:
             try:
@@ -372,8 +376,6 @@ def _scales(grad_output, reduction: str, shape: tuple[int, ...], used: int) -> n
         raise ValueError(
             f"grad_output must be a number with reduction={reduction!r}, not of shape {scale.shape}"
         )
-    if reduction == "mean":
-        scale = scale / max(used, 1)
     return np.ascontiguousarray(scale).reshape(-1)
 
 
