@@ -130,6 +130,18 @@ def test_huge_products(level, dtype, axis, rng):
 
 
 @pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("scale", [50, 700, 9000])
+def test_large_products(level, dtype, axis, scale):
+    """Where n * ln 2 is no longer exact: the differences count, each product unrounded."""
+    x = np.linspace(2000, 2000 + 30 / scale, 40).astype(dtype)
+    exact = np.exp((x.astype(np.longdouble) - x[-1]) * scale)
+    exact /= exact.sum()
+    x = x[None] if axis == 1 else np.repeat(x[:, None], 9, axis=1)
+    y = np.moveaxis(twopass.softmax(x, axis=axis, scale=scale), axis, 1)
+    assert np.max(np.abs(y / exact - 1)) < 3 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("axis", [0, 1])
 def test_special_values_and_scale(level, dtype, axis):
     """-inf stays masked at the scale 0 and is +inf under a negative one; NaN is never hidden."""
     x = np.zeros((4, 40), dtype)
