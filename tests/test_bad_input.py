@@ -318,7 +318,7 @@ def test_one_wrong_argument(name, argument):
 
 
 @settings(
-    max_examples=1000, derandomize=True, database=None, deadline=None,
+    max_examples=300, derandomize=True, database=None, deadline=None,
     suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 @given(st.sampled_from(sorted(FUNCTIONS)), st.data())

@@ -1,5 +1,6 @@
 """What a report looks like: words, tables, Markdown, figures and the page, of made-up data."""
 
+import functools
 import html.parser
 import itertools
 import json
@@ -55,19 +56,23 @@ def many_threads():
     return replace(report, traffic=())
 
 
+#: One level and one dtype: every figure, a quarter of the numbers.
+small = functools.partial(made_up.report, isa=("x86-64-v4",), dtypes=("float32",))
+
+
 REPORTS = {
     "full": made_up.report,
-    "noisy": lambda: made_up.report(noise=0.15),
+    "noisy": lambda: small(noise=0.15),
     "quick": quick,
-    "one thread": lambda: made_up.report(threads=(1,), rounds=2),
-    "one round": lambda: made_up.report(rounds=1),
+    "one thread": lambda: small(threads=(1,), rounds=2),
+    "one round": lambda: small(rounds=1),
     "many threads": many_threads,
     "own kernel": with_own,
     "in cache": lambda: replace(
-        made_up.report(), series=tuple(s for s in made_up.report().series if s.level != "memory")
+        small(), series=tuple(s for s in small().series if s.level != "memory")
     ),
     "no ceilings": lambda: replace(
-        made_up.report(), series=tuple(s for s in made_up.report().series if s.level != "L1")
+        small(), series=tuple(s for s in small().series if s.level != "L1")
     ),
     "algorithms alone": lambda: made_up.report(parts=("algorithms",)),
     "libraries alone": lambda: made_up.report(parts=("libraries",)),
@@ -76,15 +81,21 @@ REPORTS = {
 }
 
 
+@functools.cache
+def kind_of_report(name):
+    """One of `REPORTS` and its results, found once for all tests."""
+    return results_of(REPORTS[name]())
+
+
 @pytest.fixture(scope="module", params=REPORTS)
 def anything(request):
     """Each kind of report, and its results."""
-    return results_of(REPORTS[request.param]())
+    return kind_of_report(request.param)
 
 
 @pytest.fixture(scope="module")
 def full():
-    return results_of(made_up.report())
+    return kind_of_report("full")
 
 
 def flat(paragraphs):
@@ -157,7 +168,7 @@ def test_answer_own_kernel():
 )
 def test_answer_without_passes(kind, words):
     """What is missing is said, not left out."""
-    assert words in flat(answer(*results_of(REPORTS[kind]())))
+    assert words in flat(answer(*kind_of_report(kind)))
 
 
 # Tables and caveats -----------------------------------------------------------------------------
@@ -301,9 +312,9 @@ def figures():
     return figures
 
 
-def test_every_figure_is_drawn_and_saved(figures, full, tmp_path):
+def test_every_figure_is_drawn_and_saved(figures, tmp_path):
     """PNG and SVG, light and dark, of all of them."""
-    written = figures.save(*full, tmp_path / "figures")
+    written = figures.save(*kind_of_report("one round"), tmp_path / "figures")
     assert {path.name for path in written} == {
         f"{name}-{theme}.{ending}"
         for name in figures.FIGURES for theme in ("light", "dark") for ending in ("png", "svg")
@@ -342,7 +353,7 @@ def test_figures_leave_matplotlib_alone(python):
         sys.path.insert(0, {str(made_up.__file__).rpartition("/")[0]!r})
         import made_up, matplotlib
         from twopass.analysis import figures, results
-        report = made_up.report(parts=("sweep",), rounds=2)
+        report = made_up.report(parts=("sweep",), dtypes=("float32",), rounds=2)
         # Asking for the backend would choose one, and import pyplot.
         names = set(matplotlib.rcParams) - {{"backend"}}
         before = {{name: matplotlib.rcParams[name] for name in names}}
