@@ -89,6 +89,8 @@ class Workload:
 
 
 _MI = 1 << 20
+#: Classes of a classifier, components of a mixture.
+_SHORT_ROWS = ((65536, 10), (16384, 50))
 _LONG = (1, 16 * _MI)
 #: A batch of rows as long as a vocabulary, and a row of a longer one.
 _BATCH, _VOCABULARY = (512, 32000), (128256,)
@@ -128,6 +130,11 @@ WORKLOADS = (
         targets=(Target("jax", 4.0), Target("scipy", 20.0), Target("torch", 20.0)),
     ),
     Workload("logsumexp", _BATCH),
+    *(
+        Workload(function, shape)
+        for function in ("softmax", "logsumexp")
+        for shape in _SHORT_ROWS
+    ),
     Workload("softmax", _LONG, dtype="float64", targets=(Target("torch", 1.8, 1.8),)),
     Workload("softmax", (4096, 4096), dtype="float64", targets=(Target("torch", 1.8, 1.8),)),
     Workload("softmax", _LONG, dtype="bfloat16", targets=(Target("torch", 8.0),)),
