@@ -17,7 +17,7 @@ from twopass import ExtendedSum, passes, stream
 
 KINDS = ("normal", "masked", "huge", "dominant", "steps")
 #: Around vectors, steps, tiles of rows and a block.
-LENGTHS = (1, 2, 7, 8, 9, 16, 17, 33, 100, 600, 2049)
+LENGTHS = (1, 2, 8, 9, 17, 33, 600, 2049)
 MAPS = ("softmax", "log_softmax")
 TYPES = ["f4", "f8", "f2"]
 
@@ -88,8 +88,8 @@ def test_strided(level, dtype):
 @pytest.mark.parametrize("dtype", TYPES)
 def test_columns(level, dtype):
     """All kinds of heights and widths."""
-    for n, width in itertools.product((1, 2, 9, 40), (1, 3, 8, 9, 17, 33, 100)):
-        for kind in KINDS[: 2 if dtype == "f2" else 5]:
+    for n, width in itertools.product((1, 9, 40), (1, 8, 9, 33, 100)):
+        for kind in KINDS[: 2 if dtype == "f2" else 4]:
             x = np.stack([logits(kind, n, np.dtype(dtype), i) for i in range(width)], axis=1)
             x = np.ascontiguousarray(x)
             for name in MAPS:
