@@ -101,6 +101,16 @@ def test_one_element_that_counts_is_exactly_one(level, dtype, algorithm):
 # Infinities -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("places", [(5, 40_000), (40_000, 5), (20_000, 69_999)])
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_nan_and_infinity_in_two_chunks(level, dtype, n_threads, places):
+    """Whichever comes first, and however many threads have found them."""
+    x = np.zeros(70_000, dtype)
+    x[list(places)] = [np.nan, np.inf]
+    assert np.isnan(twopass.logsumexp(x, n_threads=n_threads))
+    assert np.isnan(twopass.ExtendedSum.of(x, n_threads=n_threads).logsumexp())
+
+
 def test_positive_infinity(level, dtype, algorithm):
     """+inf anywhere: a row of NaN; logsumexp is +inf."""
     for n in LENGTHS[:: 1 if algorithm == "auto" else 7]:
