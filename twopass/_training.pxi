@@ -435,6 +435,8 @@ cdef void training_row(
             row.terms = row.y_row
     slope.filled = call.labels[index] == call.ignored
     slope.offset = 0
+    slope.factor = 1
+    slope.reloads = False
     slope.label = <Py_ssize_t> call.labels[index]
     row.x_row = row_of(call.x, index)
     if not slope.filled:
