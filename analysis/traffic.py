@@ -12,13 +12,10 @@ Non-temporal stores are left out: the simulator takes them for ordinary ones. It
 Fetches of instructions are not counted.
 """
 
-import ctypes
 import functools
 import itertools
-import mmap
 import os
 import pathlib
-import platform
 import re
 import shutil
 import subprocess
@@ -50,12 +47,6 @@ _START, _STOP = "getpgrp", "getppid"
 _PART = re.compile(
     rf"^desc: Trigger: --dump-before={_STOP}\n(?:.*\n)*?events: (.*)\nsummary: ([\d ]*)$", re.M
 )
-#: valgrind.h's request to instrument from here on, callgrind's fifth, and the x86-64 instructions
-#: that make a request: its address in rax, its default answer in rdx, and a sequence that otherwise
-#: does nothing. Before it Python starts ten times as fast.
-_START_REQUEST = (ord("C") << 24 | ord("T") << 16) + 4
-_REQUEST = bytes.fromhex("4889f8 31d2 48c1c703 48c1c70d 48c1c73d 48c1c733 4887db c3")
-_CAN_REQUEST = platform.machine() == "x86_64"
 _READ = ("DLmr", "DLmw")
 _WRITTEN = ("ILdmr", "DLdmr", "DLdmw")
 
@@ -207,7 +198,6 @@ def _run_valgrind(labels: Sequence[str], dtype: str, elements: int) -> tuple[str
         run = subprocess.run(
             ["valgrind", "--tool=callgrind", "--cache-sim=yes", "--simulate-wb=yes",
              f"--I1=32768,8,{LINE_BYTES}", f"--D1=32768,8,{LINE_BYTES}",
-             f"--instr-atstart={'no' if _CAN_REQUEST else 'yes'}",
              f"--LL={LAST_LEVEL_BYTES},16,{LINE_BYTES}", f"--zero-before={_START}",
              f"--dump-before={_STOP}", "--combine-dumps=yes", f"--callgrind-out-file={counts}",
              sys.executable, "-P", __file__, dtype, str(elements), *labels],
@@ -226,21 +216,10 @@ def _said(stderr: str) -> str:
     return (own[:1] or lines[-1:] or ["it did not say why"])[0]
 
 
-def _instrument() -> None:
-    """Under valgrind: instrument what follows. The cache is empty."""
-    if _CAN_REQUEST:
-        code = mmap.mmap(-1, len(_REQUEST), prot=mmap.PROT_WRITE | mmap.PROT_EXEC)
-        code.write(_REQUEST)
-        entry = ctypes.addressof(ctypes.c_char.from_buffer(code))
-        request = (ctypes.c_uint64 * 6)(_START_REQUEST)
-        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(entry)(ctypes.addressof(request))
-
-
 def _run_marked(dtype: str, elements: int, labels: Sequence[str]) -> None:
     """Under valgrind: run each label's call between the markers, and print the CPU level."""
     x = np.linspace(-4, 4, elements, dtype=dtype)
     y = x.copy()
-    _instrument()
     for label in labels:
         call = _call(label, x, y)
         # The first call leaves as many modified lines in the cache as the second, which is counted.
