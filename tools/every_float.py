@@ -99,7 +99,7 @@ def look(x, early, compute):
         fall = ((np.maximum.accumulate(y) - y) / np.abs(y))[early:]
         if fall.any():
             at = int(fall.argmax())
-            found["falls"] = np.count_nonzero(fall)
+            found["falls"] = int(np.count_nonzero(fall))
             found["largest fall"] = [float(fall[at]) / UNIT, float(wide[at + early])]
             found["largest |x| of a fall"] = float(np.abs(wide[early:][fall > 0]).max())
     return found
