@@ -228,6 +228,7 @@ cdef void others_of_block(
     copy_elements(row.x, row.x_row, start, before, buffer)
     copy_elements(row.x, row.x_row, row.skip + 1, after, buffer + before)
     contiguous.direct = True
+    contiguous.itemsize = sizeof(real)
     others.x = &contiguous
     others.x_row = <const char *> buffer
     others.refs = &ref
