@@ -275,37 +275,53 @@ cdef bint is_large(const Sum *total, double x, real *unused) noexcept nogil:
     return share_of(total, x, unused) >= 0.3 * total.high
 
 
+cdef Sum sum_relative(Row *row, Extended *part, real *unused) noexcept nogil:
+    """The sum again, relative to part.largest."""
+    cdef Sum total
+    anchor(row, part.largest, unused)
+    total = reduce_exact(row, REDUCE_SUMEXP, &part.total, unused)
+    total.top = row.base
+    part.shift = row.shift
+    begin(row)
+    return total
+
+
+cdef void hold_rest(Row *row, Extended *part, real *unused) noexcept nogil:
+    """Keep the sum without part.largest too."""
+    cdef Sum others
+    part.holds = HOLDS_REST
+    row.skip = position_of(row, part.largest, unused)
+    others = reduce_exact(row, REDUCE_EXTEXP, &part.rest, unused)
+    if needs_maximum(&others, <real> 0, unused):
+        anchor(row, part.largest, unused)
+        reduce_exact(row, REDUCE_SUMEXP, &part.rest, unused)
+        begin(row)
+    row.skip = -1
+
+
 cdef void add_row(Row *row, Extended *sum, real *unused) noexcept nogil:
     """sum += the exponentials of the row."""
     cdef Extended part
     cdef Sum total
-    cdef double largest
     clear_extended(&part)
     begin(row)
     total = reduce_exact(row, REDUCE_EXTEXP, &part.total, unused)
+    if needs_maximum(&total, <real> 0, unused):
+        part.largest = reduce_largest(row, unused)
+        if fabs(part.largest) < INFINITY:
+            total = sum_relative(row, &part, unused)
     if not fabs(total.high) < INFINITY:
         part.special = total.high
-    elif total.too_high or total.too_low and (
-        # Elements too low do not show beside any others but the lowest.
-        total.high == 0
-        or total.exponent < highest(unused) - lowest(unused) - exponent_limit(<real> 0)
-    ):
-        largest = reduce_largest(row, unused)
-        anchor(row, largest, unused)
-        reduce_exact(row, REDUCE_SUMEXP, &part.total, unused)
-        part.shift = row.shift
-        begin(row)
-    elif power(total.top - total.exponent) >= 0.2 * total.high > 0:
+    elif part.shift == 0 and power(total.top - total.exponent) >= 0.2 * total.high > 0:
         # Only what dominates its piece can dominate the whole; the thresholds are below those of
         # dominated(), so that what that needs is there.
         part.largest = reduce_largest(row, unused)
         if is_large(&total, part.largest, unused):
             part.holds = HOLDS_LARGEST
             if (total.high - share_of(&total, part.largest, unused)) < 0.3 * total.high:
-                part.holds = HOLDS_REST
-                row.skip = position_of(row, part.largest, unused)
-                reduce_exact(row, REDUCE_EXTEXP, &part.rest, unused)
-                row.skip = -1
+                hold_rest(row, &part, unused)
+    if part.holds == HOLDS_NOTHING:
+        part.largest = 0
     merge_extended(sum, &part, unused)
 
 

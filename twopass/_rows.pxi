@@ -223,6 +223,19 @@ cdef inline void normalise(Sum *s) noexcept nogil:
     s.exponent += k
 
 
+cdef inline bint needs_maximum(const Sum *total, real scale, const real *unused) noexcept nogil:
+    """Whether three passes are needed: where their sum is relative to the maximum, so that all
+    algorithms take the same terms, and where one element was too low for an exponent and another
+    hardly high enough, so that what is missing may show."""
+    cdef double limit = exponent_limit(scale)
+    return (
+        total.too_high
+        or INFINITY > fabs(total.top) > limit - 1  # anchor() decides, of the maximum itself
+        or total.too_low and (
+            total.high == 0 or total.exponent < highest(unused) - lowest(unused) - limit)
+    )
+
+
 # Passes over a chunk ----------------------------------------------------------------------------
 
 cdef inline double exponent_of(double x) noexcept nogil:
@@ -510,7 +523,7 @@ cdef void softmax_from_sum(Row *row, const Sum *total, real *unused) noexcept no
     row.inverse = NAN
     row.exponent = 0
     row.constant = row.vacant if total.high == 0 else NAN
-    if total.too_high or (total.high == 0 and total.too_low):
+    if needs_maximum(total, <real> row.scale, unused):
         softmax_from_maximum(row, False, unused)
     elif 0 < total.high < INFINITY:
         invert(row, total)
@@ -582,6 +595,10 @@ cdef bint dominated(Row *row, const Sum *total, real *unused) noexcept nogil:
     if rest < 0.25 * total.high:  # then the rounding of its pair may show in what is left
         row.skip = position_of(row, largest, unused)
         others = reduce(row, REDUCE_EXTEXP, unused)
+        if needs_maximum(&others, scale, unused):
+            anchor(row, largest, unused)
+            others = reduce(row, REDUCE_SUMEXP, unused)
+            begin(row)
         row.skip = -1
         rest = others.high + others.low
         exponent = others.exponent
@@ -598,16 +615,21 @@ cdef void log_from_sum(Row *row, const Sum *sum, real *unused) noexcept nogil:
     cdef double largest
     row.rest = 0
     row.low = 0
-    if total.too_high or (total.high == 0 and total.too_low):
+    if needs_maximum(&total, <real> row.scale, unused):
         largest = reduce_largest(row, unused)
-        row.high = largest
         if fabs(largest) < INFINITY:
             anchor(row, largest, unused)
             total = reduce(row, REDUCE_SUMEXP, unused)
-            set_high(row, largest, unused)
-            row.low = log(total.high) + total.exponent * M_LN2
+            total.top = row.base
+            if row.shift != 0:
+                set_high(row, largest, unused)
+                row.low = log(total.high) + total.exponent * M_LN2
+                begin(row)
+                return
             begin(row)
-    elif not total.high < INFINITY:
+        else:
+            total.high = largest
+    if not total.high < INFINITY:
         row.high = total.high
     elif total.high == 0:
         row.high = -INFINITY

@@ -138,6 +138,7 @@ cdef void reduce_tile(real *tile, Py_ssize_t n, Tile *out) noexcept nogil:
         sum.top = <double> (t - magic[r])
         normalise(sum)
         cut(sum)
+        out.in_range[r] = out.in_range[r] and not needs_maximum(sum, <real> 0, tile)
 
 
 cdef inline void into_tile(

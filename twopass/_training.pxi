@@ -342,8 +342,7 @@ cdef void cross_entropy_row(
     if logit != logit or logit == INFINITY or not others.high < INFINITY:
         return
     base = exponent_of(logit)
-    if (others.too_high or (others.high == 0 and others.too_low)
-            or not fabs(base) <= exponent_limit(<real> 0)):
+    if needs_maximum(&others, <real> 0, unused) or not fabs(base) <= exponent_limit(<real> 0):
         # Elements, or a label, that only sums relative to the maximum can do.
         maximum = reduce_largest(row, unused)
         if not fabs(maximum) < INFINITY:
