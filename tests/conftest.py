@@ -1,5 +1,6 @@
 """Fixtures for all tests: the CPU levels, the dtypes, the algorithms, a generator."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -9,6 +10,11 @@ import pytest
 
 # The oracle and its like are plain modules beside the tests.
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+# Threads that wait by spinning would take the cores of other workers (pytest -n). OpenMP reads this
+# when it is loaded.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import oracle
 
@@ -45,8 +51,6 @@ def python(tmp_path):
     """Run a piece of code in a new interpreter, outside the source tree."""
 
     def run(code, timeout=120, **environment):
-        import os
-
         env = {**os.environ, **environment}
         return subprocess.run(
             [sys.executable, "-W", "error", "-c", code], env=env, cwd=tmp_path, timeout=timeout,

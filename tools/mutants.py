@@ -149,6 +149,12 @@ MUTANTS = [
       "power(total.top - exponent) < 2.5 * total.high", "dominated: the cheap no is always no"),
     m("rows", "    if rest < 0.25 * total.high:", "    if rest < 0:",
       "dominated: rest by cancellation"),
+    m("rows", "INFINITY > fabs(total.top) > limit - 1", "INFINITY > fabs(total.top) > limit + 9",
+      "limit: two passes where three are relative to the maximum"),
+    m("rows", "total.exponent < highest(unused) - lowest(unused) - limit)",
+      "total.exponent < -2 * limit)", "limit: elements left out show"),
+    m("rows", "        if needs_maximum(&others, scale, unused):", "        if False:",
+      "limit: sum without the largest lacks all"),
     m("rows", "        if total.high > 1.5:", "        if total.high > 3:",
       "log near 0: cancellation"),
     m("rows", "fabs(result) < 0.5:", "fabs(result) < 0:", "logsumexp near 0, float"),
@@ -257,6 +263,8 @@ MUTANTS = [
       "tiles: subnormal results"),
     m("short", "if found.in_range[r]:\n                    out_of_tile(",
       "if True:\n                    out_of_tile(", "tiles: rows done elsewhere are overwritten"),
+    m("short", " and not needs_maximum(sum, <real> 0, tile)", "",
+      "limit: tiles take two passes where a row takes three"),
     m("short", "        cut(sum)\n", "", "tiles: sums that keep more digits than those of rows"),
     m("short", "    for i in range(k, n):\n        y[i]",
       "    for i in range(k, n - 1):\n        y[i]",
@@ -277,6 +285,7 @@ TESTS = [
     "test_exp.py", "test_passes.py", "test_backward.py", "test_halves.py", "test_training.py",
     "test_edits.py", "test_extended.py", "test_special.py", "test_columns.py", "test_bits.py",
     "test_exactness.py", "test_interface.py", "test_environment.py", "test_short.py",
+    "test_far_exponents.py",
 ]  # fmt: skip
 #: What is in a mutant's file, description or text -> the tests that are likely to notice.
 FIRST = {
@@ -288,6 +297,7 @@ FIRST = {
     "_short": ["test_short.py"],
     "_memory|unpad|tile|tail": ["test_bits.py"],
     "_environment": ["test_environment.py"],
+    "limit|too_low": ["test_far_exponents.py"],
     "scale|product|mask|limit": ["test_edits.py"],
     "NaN|flushed|subnormal|clamp|infinit|bound": ["test_special.py"],
     "combine|two_sum|normalise|collapse|accumulate": ["test_extended.py"],
