@@ -1,14 +1,9 @@
 """Rows, batches and strides beyond what 32 bits count: elements, rows and bytes.
 
-For a machine with memory to spare, hence asked for:
-
-    TWOPASS_TEST_BIG=1 pytest tests/test_big.py
-
-Inputs are zeros but for a few places, pages that nobody wrote and that take no memory; only outputs
-do. So every sum is known: one per element, and what the places add.
+For a machine with memory to spare, hence asked for: ``pytest -m slow tests/test_big.py``. Inputs
+are zeros but for a few places, pages that nobody wrote and that take no memory; only outputs do. So
+every sum is known: one per element, and what the places add.
 """
-
-import os
 
 import numpy as np
 import psutil
@@ -25,14 +20,12 @@ BESIDE = [2, (1 << 29) + 2, 1 << 30, (1 << 31) - 2, N - 3]
 EXACT = {np.float16: 2**-11, np.float32: 2**-22}  # relative
 
 
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 def needs(gib):
-    """Skip, saying why, where nobody asked or memory is short."""
+    """Skip, saying why, where memory is short."""
     free = psutil.virtual_memory().available / GIB
-    if os.environ.get("TWOPASS_TEST_BIG") != "1":
-        return pytest.mark.skip(reason="needs TWOPASS_TEST_BIG=1, and memory")
     return pytest.mark.skipif(free < gib, reason=f"needs {gib} GiB of memory; {free:.1f} are free")
 
 

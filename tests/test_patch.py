@@ -531,17 +531,17 @@ def extmath(originals):
 def test_sklearn_softmax(extmath, source, copy):
     """scikit-learn's softmax of rows, in place where that was asked for."""
     keep = [extmath.softmax]
-    for shape in ((4, 5), (5,), (1, 1), (0, 3), (2, 3, 4)):
-        x, other = (_values("f8", shape).astype(source) for _ in range(2))
-        expected = _outcome(keep[0], other, copy=copy)
-        with twopass.scipy_patch(scikit_learn=True):
+    with twopass.scipy_patch(scikit_learn=True):
+        assert extmath.softmax is not keep[0]
+        for shape in ((4, 5), (5,), (1, 1), (0, 3), (2, 3, 4)):
+            x, other = (_values("f8", shape).astype(source) for _ in range(2))
+            expected = _outcome(keep[0], other, copy=copy)
             result = _outcome(extmath.softmax, x, copy=copy)
-            assert extmath.softmax is not keep[0]
-        _assert_alike(result, expected)
-        if isinstance(expected, np.ndarray):
-            assert (result is x) == (expected is other)
-        if source in ("f4", "f8"):
-            np.testing.assert_allclose(x, other, rtol=1e-5)
+            _assert_alike(result, expected)
+            if isinstance(expected, np.ndarray):
+                assert (result is x) == (expected is other)
+            if source in ("f4", "f8"):
+                np.testing.assert_allclose(x, other, rtol=1e-5)
     assert extmath.softmax is keep[0]
 
 
@@ -552,12 +552,13 @@ def test_sklearn_logsumexp(extmath, source):
     if not hasattr(module, "_logsumexp"):
         pytest.skip("this version of scikit-learn calls SciPy's")
     keep = [module._logsumexp]
-    for axis in (None, 0, 1, (0, 1), 3):
-        for x in (_values(source), np.zeros((0, 3)), np.array([[0, INF, NAN], [-INF, -INF, -INF]])):
-            expected = _outcome(keep[0], x.copy(), axis=axis)
-            with twopass.scipy_patch(scikit_learn=True):
-                result = _outcome(module._logsumexp, x, axis=axis)
-            _assert_alike(result, expected)
+    special = np.array([[0, INF, NAN], [-INF, -INF, -INF]])
+    with twopass.scipy_patch(scikit_learn=True):
+        assert module._logsumexp is not keep[0]
+        for axis in (None, 0, 1, (0, 1), 3):
+            for x in (_values(source), np.zeros((0, 3)), special):
+                expected = _outcome(keep[0], x.copy(), axis=axis)
+                _assert_alike(_outcome(module._logsumexp, x, axis=axis), expected)
     assert module._logsumexp is keep[0]
 
 

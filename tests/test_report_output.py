@@ -325,6 +325,7 @@ def test_every_figure_is_drawn_and_saved(figures, tmp_path):
         assert path.stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_figures_of_anything(figures, anything):
     """A figure without data is left out; the others can be drawn."""
     drawn = figures.all_figures(*anything)

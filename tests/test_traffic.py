@@ -212,6 +212,7 @@ def counted():
     return {found.label: found for found in traffic.count_traffic(elements=ELEMENTS)}
 
 
+@pytest.mark.slow
 def test_counted_traffic_is_the_tables(counted):
     """Every pass and every algorithm moves the lines that the table says, to one per cent."""
     assert tuple(counted) == traffic.LABELS
@@ -232,6 +233,7 @@ def _wrong():
             yield dataclasses.replace(entry, roof="copy" if entry.in_place else "update")
 
 
+@pytest.mark.slow
 def test_a_wrong_table_would_be_noticed(counted):
     """Whatever the table had wrong of a pass, the counts would not agree."""
     for wrong in _wrong():
