@@ -662,7 +662,7 @@ def weighted(z, counts, b, y, sign, eps):
     exact, room = np.empty(len(z), LONG), np.empty(len(z), LONG)
     finite = np.zeros(len(z), bool)
     with np.errstate(over="ignore", invalid="ignore"):
-        z = np.where(np.abs(z) > 1.7e308, np.sign(z) * np.inf, z).astype("f8").astype(LONG)
+        z = z.astype("f8").astype(LONG)
         for row in range(len(z)):
             zs, bs = z[row][counts[row]], b[row][counts[row]]
             result, sgn = LONG(y[row]), None if sign is None else float(sign[row])

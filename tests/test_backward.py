@@ -205,3 +205,32 @@ def test_errors_of_the_backward_passes(function):
         function(y, y, n_threads=0)
     with pytest.raises(ValueError, match="out has shape"):
         function(y, y, out=np.zeros(3))
+
+
+@pytest.mark.parametrize("exponent", [31, 33, 41, 100, 126])
+def test_a_large_gradient_enlarges_small_probabilities(level, dtype, exponent, rng):
+    """Probabilities below the smallest normal number, times a sum of gradients that is large."""
+    exponent *= 1 if dtype == np.float32 else 8
+    logits = np.r_[0, -rng.uniform(0, 60 + exponent * np.log(2), 300)].astype(dtype)
+    y = twopass.log_softmax(logits)
+    g = np.zeros(y.size, dtype)
+    g[0] = np.ldexp(1.0, exponent)
+    exact = -np.exp(y.astype(np.longdouble)) * np.ldexp(np.longdouble(1), exponent)
+    result = twopass.log_softmax_backward(y, g)[1:]
+    assert oracle.error(result, exact[1:]) <= 3
+    assert (result[np.abs(exact[1:]) < np.finfo(dtype).tiny / 2] == 0).all()
+
+
+@pytest.mark.parametrize("factor", [2.0**33, -(2.0**100), 1e48, 1e200])
+@pytest.mark.parametrize("base", [0, -1e7])
+def test_a_large_factor_of_a_loss(level, dtype, factor, base):
+    """cross_entropy_gradient: the same; what no number of the type is, is infinite."""
+    x = (base + np.array([[0, -200, -60, -130, -np.inf, -735, -1000]])).astype(dtype)
+    gradient = twopass.cross_entropy_gradient(x, [1], grad_output=factor)[0]
+    exact = oracle.softmax(x[0]) * factor
+    exact[1] -= factor
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(exact.astype(dtype))
+    assert oracle.error(gradient[finite], exact[finite]) <= 3
+    assert (gradient[~finite] == np.copysign(np.inf, exact[~finite].astype(float))).all()
+    assert (gradient[finite & (np.abs(exact) < np.finfo(dtype).tiny / 2)] == 0).all()

@@ -240,6 +240,33 @@ def test_algorithms_at_ties(level, dtype):
                 _assert_same(twopass.softmax(x, algorithm=algorithm), expected, (x, algorithm))
 
 
+def _small_results(dtype, n, rng):
+    """Rows whose references are far below the sum, and results little above the smallest normal
+    number: what is left of 1/sum times a term is none, if it is scaled first."""
+    first, low, high = (-40, -84.5, -78) if dtype == np.float32 else (-325, -706, -703)
+    return np.r_[first, 0, -0.7, -1.1, rng.uniform(low, high, n)].astype(dtype)
+
+
+@pytest.mark.parametrize("n", [30, 5000, 300_000])
+def test_small_results(level, dtype, rng, n):
+    """Terms kept or computed again, rows, tiles, pieces, in place, strided: the same bits."""
+    x = _small_results(dtype, n, rng)
+    expected = twopass.softmax(x, algorithm="two_pass")
+    found = [twopass.softmax(x, algorithm=algorithm) for algorithm in passes.ALGORITHMS]
+    found += [twopass.softmax(x.copy(), out=np.empty((x.size, 2), dtype)[:, 0])]
+    found += [twopass.ExtendedSum.of(x).softmax(x), twopass.softmax(np.stack([x] * 5), axis=1)[2]]
+    in_place = x.copy()
+    found += [twopass.softmax(in_place, out=in_place)]
+    for result in found:
+        assert oracle.same_bits(np.ascontiguousarray(result), expected)
+    probabilities, indices = twopass.top_probabilities(x, x.size)
+    assert oracle.same_bits(probabilities, expected[indices])
+    gradient = twopass.cross_entropy_gradient(x[None], [1])
+    in_place = x[None].copy()
+    twopass.cross_entropy_gradient(in_place, [1], out=in_place)
+    assert oracle.same_bits(in_place, gradient)
+
+
 def test_algorithms_at_every_length(level, dtype):
     """The same for each length from 1 to 300."""
     for n in range(1, 301):

@@ -141,6 +141,32 @@ def test_large_products(level, dtype, axis, scale):
     assert np.max(np.abs(y / exact - 1)) < 3 * np.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("base", [0, 1500, 5000, 1e5])
+def test_columns_beside_scaled_ones(level, dtype, base, rng):
+    """A column has the bits that it has among columns like it, whatever the others' scales."""
+    x = rng.normal(base, 3, (50, 300)).astype(dtype)
+    scale = np.ones((1, 300))
+    scale[0, [7, 9, 299]] = 0, -1, 2
+    scale[0, 100:110] = 0.5
+    plain = scale[0] == 1
+    for function in (twopass.softmax, twopass.log_softmax, twopass.logsumexp):
+        y = function(x, axis=0, scale=scale)
+        assert oracle.same_bits(y[..., plain], function(x, axis=0)[..., plain])
+        for first in (95, 100, 240):
+            part = slice(first, first + 60)
+            alone = function(x[:, part].copy(), axis=0, scale=scale[:, part])
+            assert oracle.same_bits(np.ascontiguousarray(y[..., part]), alone)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e304, 1.1e308])
+def test_extreme_factors_of_moderate_products(level, scale, rng):
+    """What a product leaves over is not lost to an overflow on the way to it."""
+    x = rng.uniform(0.5, 1, 1000) * (1e3 / scale)
+    exact = x.astype(np.longdouble) * scale  # itself off by up to 1000 * 2**-64
+    error = oracle.softmax_error(twopass.softmax(x, scale=scale), exact)
+    assert error <= 3 + 1000 * 2.0**-64 / 2.0**-52
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_special_values_and_scale(level, dtype, axis):
     """-inf stays masked at the scale 0 and is +inf under a negative one; NaN is never hidden."""
@@ -351,6 +377,11 @@ def test_all_masked_without_a_mask(dtype):
         ({"scale": np.inf}, ValueError, "scale must be finite in float32, not inf"),
         ({"scale": [[1.0], [np.nan]]}, ValueError, "scale must be finite in float32, not nan"),
         ({"scale": 1e39}, ValueError, "scale must be finite in float32, not 1e"),
+        (
+            {"scale": [[2.3e38], [1]]},
+            ValueError,
+            r"scale must be at most 2.27e.*not 2.3e\+38",
+        ),
         ({"scale": 1j}, TypeError, "scale must be real, not of dtype complex128"),
         ({"scale": "hot"}, TypeError, "scale must be real"),
         ({"scale": [1.0, 2.0, 3.0]}, ValueError, r"scale of shape \(3,\) .* \(2, 1\)"),

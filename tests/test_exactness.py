@@ -442,3 +442,27 @@ def test_weighted_logsumexp_where_the_weight_dominates(level):
     a = np.array([0.0, 10.0, -3.0])
     b = np.array([1e30, 1.0, -2.0])
     np.testing.assert_allclose(twopass.logsumexp(a, b=b), float(_weighted(a, b)), rtol=4e-16)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ([1000, 400], [1e-300, 1]), ([0, -600], [1e-300, 1e300]), ([0, -500], [1e-120, 1e120]),
+        ([0, 0], [1e308, 1e308]), ([3, 3], [5e-324, 1e-320]), ([700, -700], [1e-310, 1]),
+        ([0, -480, -900], [1e-290, -1e-100, 1e300]), ([1e6, 1e6 - 1200], [1e-260, 1e260]),
+        ([0, -690.7755278982137], [1e-300, 1]), ([5, 5, -800], [1, -1, 3]),
+    ],
+)  # fmt: skip
+def test_weights_that_outweigh_exponentials(level, a, b):
+    """Terms far below the largest x, or whose sum no double has, count for what they are."""
+    a, b = np.array(a, float), np.array(b)
+    wide = a.astype(np.longdouble)
+    top = wide[np.argmax(np.where(b == 0, -np.inf, wide))]
+    total = (b * np.exp(wide - top)).sum()
+    for n in (len(a), 40_000):  # more than one chunk
+        a = np.r_[a, np.full(n - len(a), -np.inf)]
+        b = np.r_[b, np.ones(n - len(b))]
+        result, sign = twopass.logsumexp(a, b=b, return_sign=True)
+        exact = top + np.log(np.abs(total))
+        assert sign == np.sign(total)
+        assert abs(result - exact) <= 3 * 2.0**-52 * max(1, abs(exact), abs(float(top)))

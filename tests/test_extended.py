@@ -227,6 +227,25 @@ def test_a_sum_from_another_level(dtype):
     assert oracle.error(both.softmax(x), oracle.softmax(x)) <= 3
 
 
+@pytest.mark.skipif("x86-64-v2" not in isa.available(), reason="needs a level without FMA")
+@pytest.mark.parametrize("base", [5000, 1e6])
+def test_the_logarithm_of_a_sum_from_another_level(base):
+    """A level with fewer exponents does not ask for the share of an element beyond them."""
+    x = np.array([base, base - 0.5], np.float32)
+    total = ExtendedSum.of(x)
+    with isa.use("x86-64-v2"):
+        error = total.log_softmax(x) - oracle.log_softmax(x)
+    # Its n * ln 2 is float's: numerics.md.
+    assert np.abs(error).max() <= 2.0**-38 * base + 2.0**-23
+
+
+@pytest.mark.parametrize(("top", "n"), [(1453630, 65_536), (1397.4, 1 << 18)])
+def test_sums_of_elements_below_the_limit(level, dtype, top, n, rng):
+    """A sum whose exponent is beyond the limit of elements is mapped as any other."""
+    x = (top - rng.uniform(0, 1, n)).astype(dtype)
+    assert oracle.same_bits(ExtendedSum.of(x).softmax(x), twopass.softmax(x))
+
+
 # Batches, strides, types ------------------------------------------------------------------------
 
 

@@ -67,6 +67,8 @@ MUTANTS = [
       level="x86-64-v2"),
     m("exp", "return fma(x, scale, -value)", "return x * scale - value",
       "product_minus: rounded, double"),
+    m("exp", "x_high = upper_half(x)", "x_high = x", "product_rest: one half",
+      level="x86-64-v2"),
     m("exp", "r = product_minus(x, scale, n * LN2_HIGH_F32)",
       "r = x * scale - n * LN2_HIGH_F32", "mantissa_at: the product rounded, float"),
     # Blocks
@@ -114,6 +116,9 @@ MUTANTS = [
       "exponent <= highest(unused)", "block_rescale: subnormal results"),
     m("blocks", "rest = <real> power(exponent - exponent // 2)",
       "rest = <real> power(exponent // 2)", "block_rescale: odd exponents"),
+    m("blocks", "        if folds(factor, inverse_low):", "        if True:",
+      "block_rescale: subnormal low products"),
+    m("short", " and folds(factor, scale_low[r])", "", "tiles: subnormal low products"),
     m("blocks", "y[i] = (x[i] - high) - low", "y[i] = x[i] - (high + low)",
       "log_softmax: low part lost"),
     # Rows
@@ -171,6 +176,8 @@ MUTANTS = [
     m("partial", "if logarithm_of(a) >= logarithm_of(b):", "if logarithm_of(a) < logarithm_of(b):",
       "merge: moved to the smaller shift"),
     m("partial", "a.largest >= b.largest", "a.largest <= b.largest", "hold: the smaller element"),
+    m("partial", "exponent_limit(<real> 0) + 64", "exponent_limit(<real> 0)",
+      "sums of elements below the limit moved"),
     m("partial", "total.low * m + product * low", "total.low * m", "move_shift: low part"),
     # Columns
     m("columns", "low[j] >= limit_low and high[j] <= limit_high", "low[j] >= limit_low",
@@ -192,6 +199,8 @@ MUTANTS = [
       "map: no lower bound, float"),
     m("columns", "block.mask + j * block.mask_column", "block.mask",
       "a column alone: the first one's mask"),
+    m("columns", "    if block.scales == NULL or block.scale_step == 0:", "    if True:",
+      "columns without a scale beside scaled ones"),
     m("columns", "    for index in range(1, block.n_chunks):",
       "    for index in range(2, block.n_chunks):", "a chunk forgotten"),
     m("kernels.pyx", "inner - j if inner - j < COLUMNS else COLUMNS", "COLUMNS",
@@ -199,6 +208,8 @@ MUTANTS = [
     # Weights
     m("weighted", "if b[j] == 0 or start + j == row.skip else", "if b[j] == 0 else",
       "the largest term is not left out"),
+    m("weighted", "    if lacks_terms(row, total):", "    if False:",
+      "weights that outweigh exponentials"),
     m("weighted", "row.partials[index].top > top[0]", "row.partials[index].top < top[0]",
       "largest term of the wrong chunk"),
     # Training
@@ -219,7 +230,8 @@ MUTANTS = [
       "label at a block's beginning"),
     m("training", "return <real> value if not fabs(value) < power(smallest_exponent(unused)) else "
       "<real> 0", "return <real> value", "subnormal gradients"),
-    m("training", "    if shift > HIGHEST_SCALE:", "    if False:", "huge scales in the exponent"),
+    m("training", "row.enlarged = shift > HIGHEST_SCALE", "row.enlarged = False",
+      "large scales in the loops"),
     m("training", "slope.reloads = call.keep and fabs(scale) <= 1 and",
       "slope.reloads = call.keep and", "enlarged terms that were flushed"),
     m("training", "scale * ((smoothing - share) - smoothing / row.n)",
@@ -259,7 +271,7 @@ MUTANTS = [
       "tiles: no upper bound, double"),
     m("short", "out.in_range[r] = fabs(ref) < exponent_limit(<real> 0)", "out.in_range[r] = True",
       "tiles: references that are no numbers"),
-    m("short", "                found.in_range[r] &= rescales(exponent, unused)\n", "",
+    m("short", "rescales(exponent, unused) and folds", "folds",
       "tiles: subnormal results"),
     m("short", "if found.in_range[r]:\n                    out_of_tile(",
       "if True:\n                    out_of_tile(", "tiles: rows done elsewhere are overwritten"),

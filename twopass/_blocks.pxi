@@ -540,9 +540,16 @@ cdef void block_clamped_map(
 # map_scale, map_rescale -------------------------------------------------------------------------
 
 cdef inline bint rescales(double exponent, const real *unused) noexcept nogil:
-    """Whether terms times 1/sum times 2**exponent, as one factor, are normal numbers.  Terms are 0
-    or >= 2**(lowest - 1)."""
+    """Whether terms times 1/sum times 2**exponent are normal numbers.  Terms are 0 or
+    >= 2**(lowest - 1)."""
     return smallest_exponent(unused) - lowest(unused) + 2 <= exponent <= highest(unused)
+
+
+cdef inline bint folds(double factor, real inverse_low) noexcept nogil:
+    """Whether a power of two can be part of both of times_pair()'s factors: what the low one, the
+    rest of 1/sum, gives has to be normal, too."""
+    return inverse_low == 0 or fabs(inverse_low) * factor >= power(
+        smallest_exponent(&inverse_low) - lowest(&inverse_low) + 1)
 
 
 cdef void block_rescale(
@@ -553,14 +560,19 @@ cdef void block_rescale(
     Scaling by a power of two commutes with rounding, so y has the bits of block_map's.
     """
     cdef Py_ssize_t i
-    cdef real scale, scale_low, threshold, factor, rest
+    cdef real threshold, factor, rest
     if exponent > highest(terms):  # of zeros alone, whose reference means nothing
         exponent = highest(terms)
     if rescales(exponent, terms):
-        scale = inverse * <real> power(exponent)
-        scale_low = inverse_low * <real> power(exponent)
-        for i in range(n):
-            y[i] = times_pair(terms[i], scale, scale_low)
+        factor = <real> power(exponent)
+        if folds(factor, inverse_low):
+            inverse *= factor
+            inverse_low *= factor
+            for i in range(n):
+                y[i] = times_pair(terms[i], inverse, inverse_low)
+        else:
+            for i in range(n):
+                y[i] = times_pair(terms[i], inverse, inverse_low) * factor
         return
     # In two exact steps, because 2**exponent alone may underflow.
     factor = <real> power(exponent // 2)

@@ -496,6 +496,41 @@ cdef void column_chunk_map(const Columns *block, Py_ssize_t index, real *unused)
     map_columns(block, start, stop, unused)
 
 
+cdef Py_ssize_t alike(const Columns *block) noexcept nogil:
+    """The first so many columns have a scale, or have none.  One scale would give its loops, and
+    their lower limit of exponents, to columns that have none: other bits."""
+    cdef Py_ssize_t j = 0
+    cdef double scale
+    cdef bint scaled = False
+    if block.scales == NULL or block.scale_step == 0:
+        return block.width
+    while j < block.width:
+        scale = fabs(block.scales[j * block.scale_step])
+        if j == 0:
+            scaled = scale != 0 and scale != 1
+        elif scaled != (scale != 0 and scale != 1):
+            break
+        j += 1
+    return j
+
+
+cdef void run_alike(Columns *block, bint reduce_only, real *unused) noexcept nogil:
+    """run_columns() for a block of columns with and without scales."""
+    cdef Columns part = block[0]
+    cdef Py_ssize_t rest = block.width
+    while rest > 0:
+        part.width = rest
+        part.width = alike(&part)
+        run_columns(&part, reduce_only, unused)
+        rest -= part.width
+        part.x += part.width * part.x_column
+        part.y += part.width * part.y_column
+        if part.mask != NULL:
+            part.mask += part.width * part.mask_column
+        if part.scales != NULL:
+            part.scales += part.width * part.scale_step
+
+
 cdef void run_columns(Columns *block, bint reduce_only, real *unused) noexcept nogil:
     cdef Py_ssize_t index, j
     cdef Environment callers

@@ -87,6 +87,13 @@ def _scales(scale, rows, dtype) -> np.ndarray:
     if not np.isfinite(rounded).all():
         wrong = given[~np.isfinite(rounded)].flat[0]
         raise ValueError(f"scale must be finite in {np.dtype(computed)}, not {wrong}")
+    # The kernels multiply it by log2(e).
+    too_large = np.abs(rounded) > np.finfo(computed).max / 1.5
+    if too_large.any():
+        raise ValueError(
+            f"scale must be at most {np.finfo(computed).max / 1.5:.3g} in absolute value in"
+            f" {np.dtype(computed)}, not {given[too_large].flat[0]}"
+        )
     try:
         return np.broadcast_to(rounded, rows)
     except ValueError:

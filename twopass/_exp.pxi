@@ -150,6 +150,15 @@ cdef inline real mantissa(real x, real n) noexcept nogil:
 # exp(scale * x).  The product enters the reduction unrounded, at the cost of one multiplication;
 # rounded first, it would put |scale * x| / 2 units of error into the last place.
 
+cdef inline double upper_half(double x) noexcept nogil:
+    """The first 26 digits.  Cut off, because a multiplication, as Veltkamp has it, may overflow."""
+    cdef uint64_t representation
+    memcpy(&representation, &x, 8)
+    representation &= <uint64_t> 0xFFFFFFFFF8000000
+    memcpy(&x, &representation, 8)
+    return x
+
+
 cdef inline real product_rest(real x, real scale, real product) noexcept nogil:
     """x * scale - product, where product is x * scale rounded; 0 beside infinities."""
     cdef real x_high, x_low, high, low, rest
@@ -158,12 +167,10 @@ cdef inline real product_rest(real x, real scale, real product) noexcept nogil:
     elif TWOPASS_HAS_FMA:
         rest = fma(x, scale, -product)
     else:
-        # Veltkamp's halves, 26 and 27 digits, have exact products (Dekker).
-        x_high = x * 134217729.0
-        x_high = x_high - (x_high - x)
+        # Halves of 26 and 27 digits, whose products are exact (Dekker).
+        x_high = upper_half(x)
         x_low = x - x_high
-        high = scale * 134217729.0
-        high = high - (high - scale)
+        high = upper_half(scale)
         low = scale - high
         rest = x_low * low - (((product - x_high * high) - x_low * high) - x_high * low)
     return rest if rest - rest == 0 else 0

@@ -595,7 +595,7 @@ cdef void run_columns_range(
             block.mask = row_of(call.mask, task // per_outer) + j * block.mask_column
         if call.scales != NULL:
             block.scales = call.scales + (task // per_outer * inner + j) * call.scale_step
-        run_columns(&block, call.operation == LOGSUMEXP, unused)
+        run_alike(&block, call.operation == LOGSUMEXP, unused)
 
 
 cdef bint share_columns(

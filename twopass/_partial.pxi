@@ -325,6 +325,12 @@ cdef void add_row(Row *row, Extended *sum, real *unused) noexcept nogil:
     merge_extended(sum, &part, unused)
 
 
+cdef bint beyond_limit(const Sum *total, const real *unused) noexcept nogil:
+    """Whether the sum was made where the limit of exponents is higher (x86-64-v2 has a low one).
+    A sum of 2**63 elements has an exponent that much above its largest one's."""
+    return fabs(total.exponent) > exponent_limit(<real> 0) + 64
+
+
 cdef void log_of_extended(
     const Extended *sum, double *high, double *low, real *unused
 ) noexcept nogil:
@@ -343,7 +349,7 @@ cdef void log_of_extended(
         high[0] = sum.shift
         low[0] = log(total.high) + total.exponent * M_LN2
         return
-    if sum.holds != HOLDS_NOTHING:
+    if sum.holds != HOLDS_NOTHING and not beyond_limit(&total, unused):
         t = share_of(&total, sum.largest, unused)
         if t >= 0.4 * total.high:
             rest = (total.high - t) + total.low
@@ -388,8 +394,7 @@ cdef void map_row(Row *row, const Extended *sum, bint logarithm, real *unused) n
         run_pass(row, MAP_CONSTANT if row.high != row.high else MAP_SUBTRACT, unused)
         return
     round_exact(&moved.total, &total)
-    if moved.shift == 0 and fabs(total.exponent) > exponent_limit(<real> 0):
-        # The sum was made where the limit is higher (x86-64-v2 has a low one).
+    if moved.shift == 0 and beyond_limit(&total, unused):
         move_shift(&moved, <real> (total.exponent * M_LN2), unused)
         round_exact(&moved.total, &total)
     if moved.special != 0 or total.high == 0:

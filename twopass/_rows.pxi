@@ -75,6 +75,7 @@ ctypedef struct Row:
     double shift     # subtracted from x before the scale: the maximum where that is huge, else 0
     double base      # the maximum's exponent, for the algorithms that know it, else NaN
     double exponent
+    bint enlarged       # the inverse, by a scale that is too large for the loops
     double inverse      # 1/sum, and what its rounding left over
     double inverse_low
     double high, rest, low  # a logarithm; rest is what a product left over, see set_high()

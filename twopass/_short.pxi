@@ -175,7 +175,7 @@ cdef void run_short(
     cdef real scale_low[TILE]
     cdef Tile found
     cdef Py_ssize_t n = call.n, start = first, count, r, k
-    cdef double exponent
+    cdef double exponent, factor
     while start < last:
         count = last - start if last - start < TILE else TILE
         if count < FEW_ROWS:
@@ -190,16 +190,17 @@ cdef void run_short(
             if call.operation == SOFTMAX:
                 invert(row, &found.sums[r])
                 exponent = found.ref[r] - row.exponent
-                found.in_range[r] &= rescales(exponent, unused)
+                factor = power(exponent)
+                scale[r] = <real> row.inverse
+                scale_low[r] = <real> (row.inverse - scale[r] + row.inverse_low)
+                found.in_range[r] &= rescales(exponent, unused) and folds(factor, scale_low[r])
             if not found.in_range[r]:
                 run_row(call, row, start + r, NULL, unused)
                 continue
             place(call, row, start + r)
             if call.operation == SOFTMAX:
-                scale[r] = <real> row.inverse
-                scale_low[r] = <real> (row.inverse - scale[r] + row.inverse_low)
-                scale[r] *= <real> power(exponent)
-                scale_low[r] *= <real> power(exponent)
+                scale[r] *= <real> factor
+                scale_low[r] *= <real> factor
             elif call.operation == LOG_SOFTMAX:
                 begin(row)
                 log_softmax_from_sum(row, &found.sums[r], unused)

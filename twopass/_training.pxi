@@ -144,13 +144,19 @@ cdef enum:
     HIGHEST_SCALE = 32
 
 
+cdef inline real normal_or_zero(double value, const real *unused) noexcept nogil:
+    """Rounded to the kernel's type, 0 below its smallest normal number."""
+    return <real> value if not fabs(value) < power(smallest_exponent(unused)) else <real> 0
+
+
 cdef double fold_scale(Row *row, double scale) noexcept nogil:
-    """Multiply row's inverse by |scale|; returns what the mapped elements lack: the sign, powers
-    of two too high for the loops, and a scale that is no normal number whole."""
-    cdef double factor = 1, inverse, smallest = power(-1022)
+    """Multiply row's inverse by |scale|; returns what the mapped elements lack: the sign, and a
+    scale that is 0 or no number.  A large one is row.enlarged: then far_map() has to map."""
+    cdef double inverse, smallest = power(-1022)
     cdef int shift
-    if not smallest < fabs(scale) < INFINITY:
-        return scale
+    row.enlarged = False
+    if fabs(scale) < smallest:
+        return copysign(0, scale)
     inverse = row.inverse * fabs(scale)
     if not smallest < inverse < INFINITY:
         return scale
@@ -158,16 +164,28 @@ cdef double fold_scale(Row *row, double scale) noexcept nogil:
     # The loops want a factor between 1/2 and 1.
     row.inverse = frexp(inverse, &shift)
     row.inverse_low = ldexp(row.inverse_low, -shift)
-    if shift > HIGHEST_SCALE:
-        factor = ldexp(1, shift - HIGHEST_SCALE)
-        shift = HIGHEST_SCALE
+    row.enlarged = shift > HIGHEST_SCALE
     row.exponent -= shift
-    return copysign(factor, scale)
+    return copysign(1, scale)
 
 
-cdef inline real normal_or_zero(double value, const real *unused) noexcept nogil:
-    """Rounded to the kernel's type, 0 below its smallest normal number."""
-    return <real> value if not fabs(value) < power(smallest_exponent(unused)) else <real> 0
+cdef void far_map(const Row *row, const real *x, real *y, Py_ssize_t n) noexcept nogil:
+    """block_map() where the scale makes results of terms that are no normal numbers."""
+    cdef real inverse = <real> row.inverse
+    cdef real inverse_low = <real> (row.inverse - inverse + row.inverse_low)
+    cdef real d, t, magic, shift = <real> row.shift
+    cdef double lowest = (row.exponent - 1100) * M_LN2
+    cdef double half = 1100 * M_LN2
+    cdef Py_ssize_t i
+    set_magic(0, &magic)
+    for i in range(n):
+        d = x[i] - shift
+        if not fabs(d - lowest - half) <= half:  # beyond all numbers, or NaN
+            y[i] = <real> (0 if d < lowest else d + INFINITY)
+        else:
+            t = rounded(d, magic) - magic
+            d = times_pair(mantissa(d, t), inverse, inverse_low)
+            y[i] = normal_or_zero(ldexp(d, <int> (t - row.exponent)), y)
 
 
 # Cross-entropy ----------------------------------------------------------------------------------
@@ -396,7 +414,10 @@ cdef void gradient_blocks(
                 terms + i, y, count, row.refs[i // block] - row.exponent, inverse, inverse_low)
         else:
             x = load(row.x, row.x_row, i, count, buffer)
-            map_terms(row, x, i, count, y, &speed)
+            if row.enlarged:
+                far_map(row, x, y, count)
+            else:
+                map_terms(row, x, i, count, y, &speed)
         if adjusted and not slope.filled:
             block_adjust(y, count, <real> slope.factor, normal_or_zero(slope.offset, unused))
         if i <= label < i + count and not slope.filled:
@@ -630,7 +651,10 @@ cdef void backward_blocks(
         y = load(row.y, row.y_row, i, count, y_buffer)
         g = load(row.g, row.g_row, i, count, g_buffer)
         if row.logarithm:
-            block_exp(y, out, count, &row.scale, &careful)
+            if row.scale.enlarged:
+                far_map(&row.scale, y, out, count)
+            else:
+                block_exp(y, out, count, &row.scale, &careful)
             block_subtract_scaled(g, out, count, <real> row.factor)
         else:
             block_softmax_backward(y, g, out, count, <real> row.high, <real> row.low)

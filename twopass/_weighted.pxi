@@ -16,7 +16,7 @@ ctypedef struct Weighted:
     int n_threads
     double shift
     Sum *partials     # one per chunk; top is the largest |b * exp(x - shift)|, low its position
-    double *largest   # one per chunk
+    double *largest   # one per chunk: x, then |b|
     Py_ssize_t skip   # an element that is left out, or -1
 
 
@@ -59,9 +59,8 @@ cdef void weighted_chunk(const Weighted *row, bint maximum, Py_ssize_t index) no
     cdef Sum *out = &row.partials[index]
     cdef Sum part
     stop = stop if stop < row.n else row.n
-    if maximum:
-        row.largest[index] = -INFINITY
-    else:
+    row.largest[index] = -INFINITY
+    if not maximum:
         clear(out)
     while i < stop:
         count = load_weighted(row, i, stop, x, b)
@@ -76,6 +75,8 @@ cdef void weighted_chunk(const Weighted *row, bint maximum, Py_ssize_t index) no
                 <const double *> x, terms, count, 0, <double> 0, row.shift, &part)
             for j in range(count):
                 value = terms[j] * b[j] if b[j] != 0 else 0
+                row.largest[index] = fabs(b[j]) if fabs(b[j]) > row.largest[index] else \
+                    row.largest[index]
                 two_sum(&out.high, &out.low, value)
                 if fabs(value) > out.top:
                     out.top = fabs(value)
@@ -125,6 +126,49 @@ cdef double infinite_total(const Weighted *row) noexcept nogil:
     return total
 
 
+cdef bint lacks_terms(const Weighted *row, double total) noexcept nogil:
+    """Whether a weight may outweigh exponentials too small for the sum, or terms are no numbers."""
+    cdef double heaviest = 0
+    cdef Py_ssize_t index
+    for index in range(row.n_chunks):
+        heaviest = row.largest[index] if row.largest[index] > heaviest else heaviest
+    # Terms below 2**-700 are left out.
+    return heaviest < INFINITY and not (
+        power(-900) <= fabs(total) <= power(1000)
+        and heaviest * power(-640) * row.n <= fabs(total))
+
+
+cdef double log_extended(const Weighted *row, double *sign) noexcept nogil:
+    """The same where every term needs an exponent of its own: one after the other."""
+    cdef double x[BLOCK_DOUBLES]
+    cdef double b[BLOCK_DOUBLES]
+    cdef double d, lost, n, high, low
+    cdef int exponent
+    cdef Py_ssize_t i = 0, j, count
+    cdef Sum total, term
+    clear(&total)
+    while i < row.n:
+        count = load_weighted(row, i, row.n, x, b)
+        for j in range(count):
+            sum_in_two(x[j], -row.shift, &d, &lost)
+            if not d > -4000:  # 0, whatever the weight
+                continue
+            clear(&term)
+            n = exponent_of(d)
+            term.high = frexp(b[j], &exponent) * mantissa(d, n)
+            term.high += term.high * lost
+            term.exponent = n + exponent
+            normalise(&term)
+            combine(&total, &term)
+        i += count
+    normalise(&total)
+    sign[0] = (total.high > 0) - (total.high < 0)
+    if total.high == 0:
+        return -INFINITY
+    sum_in_two(row.shift, total.exponent * LN2_HIGH_F64, &high, &low)
+    return high + (low + (total.exponent * LN2_LOW_F64 + log(fabs(total.high))))
+
+
 cdef double log_weighted(Weighted *row, double *sign) noexcept nogil:
     """log |sum| and the sign of the sum (0 for an empty one, NaN where the sum is)."""
     cdef double total, top, rest, unused_top, x, b
@@ -146,6 +190,8 @@ cdef double log_weighted(Weighted *row, double *sign) noexcept nogil:
         sign[0] = total if total != total else (1 if total > 0 else -1)
         return fabs(total)
     total = weighted_total(row, &top, &position)
+    if lacks_terms(row, total):
+        return log_extended(row, sign)
     sign[0] = total if total != total else (total > 0) - (total < 0)
     if not 0.4 * fabs(total) < top < 2.5 * fabs(total):
         return log(fabs(total)) + row.shift
