@@ -234,3 +234,20 @@ def test_a_large_factor_of_a_loss(level, dtype, factor, base):
     assert oracle.error(gradient[finite], exact[finite]) <= 3
     assert (gradient[~finite] == np.copysign(np.inf, exact[~finite].astype(float))).all()
     assert (gradient[finite & (np.abs(exact) < np.finfo(dtype).tiny / 2)] == 0).all()
+
+
+@pytest.mark.parametrize(("distance", "exponent"), [(712, 20), (712, 40), (720, 100), (1000, 1000)])
+def test_a_large_factor_of_the_labels_share(level, distance, exponent):
+    """The label's gradient, where the others' share is below all doubles: what theirs add up to."""
+    gradient = twopass.cross_entropy_gradient(
+        np.array([[0, -float(distance)]]), [0], grad_output=2.0**exponent
+    )[0]
+    exact = np.exp(np.longdouble(-distance)) * np.ldexp(np.longdouble(1), exponent)
+    assert oracle.error(gradient, np.array([-exact, exact])) <= 3
+
+
+def test_a_factor_at_the_smallest_normal_number(level, dtype):
+    """No subnormal result."""
+    for factor in (2.0**-1022, 1.5 * 2.0**-1022, 2.0**-1023, 2.0**-126, -(2.0**-127)):
+        gradient = twopass.cross_entropy_gradient(np.zeros((1, 4), dtype), [0], grad_output=factor)
+        assert ((gradient == 0) | (np.abs(gradient) >= np.finfo(dtype).tiny)).all()

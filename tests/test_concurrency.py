@@ -317,6 +317,7 @@ def test_control_c(python, n_threads):
     result = python(f"""
 import os, signal, threading, time
 import numpy as np, twopass
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
 x = np.broadcast_to(np.float32(1), (1 << 28,))  # no memory, and gathered: half a second
 twopass.softmax(np.ones(100_000), n_threads={n_threads})
 steps, ended = [], []

@@ -5,6 +5,7 @@ Every bound holds for every length. Ulps of 1: 2**-23 in float32, 2**-52 in floa
 
 from dataclasses import dataclass
 
+import mpmath
 import numpy as np
 import oracle
 import pytest
@@ -451,18 +452,35 @@ def test_weighted_logsumexp_where_the_weight_dominates(level):
         ([0, 0], [1e308, 1e308]), ([3, 3], [5e-324, 1e-320]), ([700, -700], [1e-310, 1]),
         ([0, -480, -900], [1e-290, -1e-100, 1e300]), ([1e6, 1e6 - 1200], [1e-260, 1e260]),
         ([0, -690.7755278982137], [1e-300, 1]), ([5, 5, -800], [1, -1, 3]),
+        ([0, -600, 0, -700], [1, 1, -1, 1]), ([0, -50, 0], [1e200, 1, -1e200]),
+        ([0, 0, 0], [1e-272, 1e-290, -1e-272]), ([0, 0, -5000], [1, -1, 1]),
     ],
 )  # fmt: skip
 def test_weights_that_outweigh_exponentials(level, a, b):
     """Terms far below the largest x, or whose sum no double has, count for what they are."""
+    with mpmath.workprec(10_000):  # digits enough for what is left where terms cancel
+        total = sum(weight * mpmath.exp(x) for x, weight in zip(a, b, strict=True))
+        exact = float(mpmath.log(abs(total)))
     a, b = np.array(a, float), np.array(b)
-    wide = a.astype(np.longdouble)
-    top = wide[np.argmax(np.where(b == 0, -np.inf, wide))]
-    total = (b * np.exp(wide - top)).sum()
     for n in (len(a), 40_000):  # more than one chunk
         a = np.r_[a, np.full(n - len(a), -np.inf)]
         b = np.r_[b, np.ones(n - len(b))]
         result, sign = twopass.logsumexp(a, b=b, return_sign=True)
-        exact = top + np.log(np.abs(total))
-        assert sign == np.sign(total)
-        assert abs(result - exact) <= 3 * 2.0**-52 * max(1, abs(exact), abs(float(top)))
+        assert sign == mpmath.sign(total)
+        assert abs(result - exact) <= 3 * 2.0**-52 * max(1, abs(exact))
+
+
+@pytest.mark.parametrize(("a", "b"), [([0, -800], [1, 1e300]), ([-700, -10], [1e302, 1e-300])])
+def test_weights_beside_a_dominant_term(level, a, b):
+    """A logarithm near 0 keeps what such terms add."""
+    with mpmath.workprec(10_000):
+        total = sum(weight * mpmath.exp(x) for x, weight in zip(a, b, strict=True))
+        exact = mpmath.log(total)
+    result = twopass.logsumexp(np.array(a, float), b=np.array(b))
+    assert abs(result - exact) <= 3 * 2.0**-52 * min(abs(exact), 1) or abs(exact) > 1
+
+
+@pytest.mark.parametrize("x", [-100, -600, -1000, -1e300])
+def test_infinite_weights(level, x):
+    """Of a finite number, however small its exponential."""
+    assert twopass.logsumexp(np.array([0.0, x]), b=np.array([1, np.inf])) == np.inf

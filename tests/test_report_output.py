@@ -312,6 +312,7 @@ def figures():
     return figures
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn_and_saved(figures, tmp_path):
     """PNG and SVG, light and dark, of all of them."""
     written = figures.save(*kind_of_report("one round"), tmp_path / "figures")

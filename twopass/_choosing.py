@@ -46,8 +46,9 @@ def top_probabilities(x, k, axis=-1, *, scale=None, where=None, n_threads=None):
         `x` or `scale` of a dtype that is not real, a `where` that is not boolean, `k`, `axis` or
         `n_threads` that is no integer.
     ValueError
-        A `k` below 1 or above `n`, a `scale` that is not finite, a `scale` or `where` that does not
-        broadcast, an `axis` that `x` has not, ``n_threads < 1``.
+        A `k` below 1 or above `n`, a `scale` that is not finite or beyond two thirds of the
+        largest number of the type computed in, a `scale` or `where` that does not broadcast, an
+        `axis` that `x` has not, ``n_threads < 1``.
     MemoryError
         No memory for the workspace, per thread: 3 % of a row as it is computed, 16 KiB, and 32
         bytes times `k`.
@@ -127,8 +128,9 @@ def sample(x, rng, axis=-1, *, scale=None, where=None, top_k=None, top_p=None, n
     ValueError
         A row that has nothing to draw from: with a NaN or +inf in ``scale * x``, or nothing but
         -inf left (the message names the first one; `rng` has moved on then). An empty row,
-        ``top_k < 1``, a `top_p` out of range, a `scale` that is not finite, a `scale` or `where`
-        that does not broadcast, an `axis` that `x` has not, ``n_threads < 1``.
+        ``top_k < 1``, a `top_p` out of range, a `scale` that is not finite or beyond two thirds of
+        the largest number of the type computed in, a `scale` or `where` that does not broadcast, an
+        `axis` that `x` has not, ``n_threads < 1``.
     MemoryError
         No memory for the workspace, per thread: 3 % of a row as it is computed, 48 KiB, and 32
         bytes times `top_k`.

@@ -496,13 +496,14 @@ cdef void column_chunk_map(const Columns *block, Py_ssize_t index, real *unused)
     map_columns(block, start, stop, unused)
 
 
-cdef Py_ssize_t alike(const Columns *block) noexcept nogil:
-    """The first so many columns have a scale, or have none.  One scale would give its loops, and
-    their lower limit of exponents, to columns that have none: other bits."""
+cdef Py_ssize_t alike(const Columns *block, const real *unused) noexcept nogil:
+    """The first so many columns have a scale, or have none.  One scale would give its lower limit
+    of exponents, where there is one, to columns that have none: other bits."""
     cdef Py_ssize_t j = 0
     cdef double scale
     cdef bint scaled = False
-    if block.scales == NULL or block.scale_step == 0:
+    if (block.scales == NULL or block.scale_step == 0
+            or exponent_limit(<real> 0) == exponent_limit(<real> 1)):
         return block.width
     while j < block.width:
         scale = fabs(block.scales[j * block.scale_step])
@@ -520,7 +521,7 @@ cdef void run_alike(Columns *block, bint reduce_only, real *unused) noexcept nog
     cdef Py_ssize_t rest = block.width
     while rest > 0:
         part.width = rest
-        part.width = alike(&part)
+        part.width = alike(&part, unused)
         run_columns(&part, reduce_only, unused)
         rest -= part.width
         part.x += part.width * part.x_column

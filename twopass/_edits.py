@@ -64,7 +64,7 @@ def edits(function, shape, axes, dtype, scale, where, all_masked) -> Edits:
     TypeError
         A scale that is not real, a `where` that is not boolean.
     ValueError
-        A scale that is not finite, what does not broadcast, an unknown `all_masked`.
+        A scale that is not finite or too large, what does not broadcast, an unknown `all_masked`.
     """
     vacant = _VACANT[function]
     if not isinstance(all_masked, str) or all_masked not in vacant:

@@ -167,7 +167,7 @@ cdef inline real product_rest(real x, real scale, real product) noexcept nogil:
     elif TWOPASS_HAS_FMA:
         rest = fma(x, scale, -product)
     else:
-        # Halves of 26 and 27 digits, whose products are exact (Dekker).
+        # Halves of 26 and 27 digits, whose products are exact (Dekker), but for the lowest one.
         x_high = upper_half(x)
         x_low = x - x_high
         high = upper_half(scale)

@@ -68,10 +68,10 @@ def softmax(
         not boolean, an `out` that is no array, masked elements, a tensor that requires a gradient
         or is not in the CPU's memory.
     ValueError
-        An axis that `x` has not or that appears twice, a `scale` that is not finite, a `scale` or
-        `where` that does not broadcast, an unknown `algorithm` or `all_masked`, ``n_threads < 1``,
-        an `out` of another shape or dtype or that is read-only, an empty axis in an array that
-        needs a result.
+        An axis that `x` has not or that appears twice, a `scale` that is not finite or beyond two
+        thirds of the largest number of the type computed in, a `scale` or `where` that does not
+        broadcast, an unknown `algorithm` or `all_masked`, ``n_threads < 1``, an `out` of another
+        shape or dtype or that is read-only, an empty axis in an array that needs a result.
     MemoryError
         No memory for the workspace of less than 1 MiB per thread; `out` is unchanged.
 

@@ -155,11 +155,11 @@ cdef double fold_scale(Row *row, double scale) noexcept nogil:
     cdef double inverse, smallest = power(-1022)
     cdef int shift
     row.enlarged = False
-    if fabs(scale) < smallest:
-        return copysign(0, scale)
-    inverse = row.inverse * fabs(scale)
-    if not smallest < inverse < INFINITY:
+    if not fabs(scale) < INFINITY:
         return scale
+    inverse = row.inverse * fabs(scale)
+    if not inverse > smallest:
+        return copysign(0, scale)
     row.inverse_low = fma(row.inverse, fabs(scale), -inverse) + row.inverse_low * fabs(scale)
     # The loops want a factor between 1/2 and 1.
     row.inverse = frexp(inverse, &shift)
@@ -307,9 +307,11 @@ cdef Sum sum_others(const Row *row, Total *logits, real *unused) noexcept nogil:
 
 
 cdef void weigh(
-    const Sum *others, double logit, double base, double *loss, double *share, Sum *total
+    const Sum *others, double logit, double base, double *loss, double *share, int *share_exponent,
+    Sum *total
 ) noexcept nogil:
-    """Loss, share of the others in the sum, and the sum, from the others and the label's logit.
+    """Loss, share * 2**share_exponent of the others in the sum, and the sum, from the others and
+    the label's logit.
 
     `base` is an exponent near the logit's; exp(logit) = exp(reduced) * 2**base.
     """
@@ -332,15 +334,22 @@ cdef void weigh(
         loss[0] = k * M_LN2 + (log(others.high) + others.low / others.high - reduced)
         ratio = exp(loss[0])
         loss[0] += log1p(exp(-loss[0]))
-    share[0] = 1 / (1 + 1 / ratio) if ratio > 0 else ratio
+    share_exponent[0] = 0
+    if ratio > power(-60):
+        share[0] = 1 / (1 + 1 / ratio)
+    elif others.high == 0 or k > -900:
+        share[0] = ratio
+    else:  # which a gradient's scale may enlarge
+        share[0] = (others.high + others.low) / exp(reduced)
+        share_exponent[0] = <int> k if k > -1e6 else -1000000
     total[0] = others[0]
     combine(total, &label)
     normalise(total)
 
 
 cdef void cross_entropy_row(
-    Row *row, Total *logits, Py_ssize_t label, double *loss, double *share, double *logit_of_label,
-    real *unused
+    Row *row, Total *logits, Py_ssize_t label, double *loss, double *share, int *share_exponent,
+    double *logit_of_label, real *unused
 ) noexcept nogil:
     """The loss without smoothing, the share of the other elements in the sum, and for the map
     row.inverse and row.exponent.  Rows of NaN: all of them NaN."""
@@ -349,6 +358,7 @@ cdef void cross_entropy_row(
     cdef Sum others, total
     loss[0] = NAN
     share[0] = NAN
+    share_exponent[0] = 0
     row.inverse = NAN
     row.exponent = 0
     element = load(row.x, row.x_row, label, 1, &element)[0]
@@ -369,7 +379,7 @@ cdef void cross_entropy_row(
         others = reduce(row, REDUCE_SUMEXP, unused)
         logit -= row.shift
         base = row.base
-    weigh(&others, logit, base, loss, share, &total)
+    weigh(&others, logit, base, loss, share, share_exponent, &total)
     invert(row, &total)
 
 
@@ -448,6 +458,7 @@ cdef void training_row(
     """Loss, and gradient where one is asked for, of row number `index`."""
     cdef double loss = 0, share = 0, logit, scale
     cdef double smoothing = call.smoothing
+    cdef int share_exponent = 0
     cdef Total sum
     cdef Slope slope
     if call.y != NULL:
@@ -462,7 +473,8 @@ cdef void training_row(
     row.x_row = row_of(call.x, index)
     if not slope.filled:
         cross_entropy_row(
-            row, logits if smoothing > 0 else NULL, slope.label, &loss, &share, &logit, unused)
+            row, logits if smoothing > 0 else NULL, slope.label, &loss, &share, &share_exponent,
+            &logit, unused)
         slope.filled = loss != loss
         slope.offset = loss  # then NaN
         if smoothing > 0:
@@ -477,7 +489,11 @@ cdef void training_row(
     if not slope.filled:
         scale = call.scales[index * call.scale_step]
         slope.offset = scale * (smoothing / row.n)
-        slope.at_label = scale * ((smoothing - share) - smoothing / row.n)
+        if smoothing == 0 and share_exponent != 0:
+            slope.at_label = ldexp(-scale * 0.125 * share, share_exponent + 3)
+        else:
+            share = ldexp(share, share_exponent)
+            slope.at_label = scale * ((smoothing - share) - smoothing / row.n)
         slope.factor = fold_scale(row, scale)
         # Terms are flushed where softmax is 0 in the format; more than that has to be seen where
         # the scale enlarges it. Relative to a maximum the sum has other terms than those kept.

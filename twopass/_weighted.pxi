@@ -74,7 +74,10 @@ cdef void weighted_chunk(const Weighted *row, bint maximum, Py_ssize_t index) no
             block_clamped_terms(
                 <const double *> x, terms, count, 0, <double> 0, row.shift, &part)
             for j in range(count):
-                value = terms[j] * b[j] if b[j] != 0 else 0
+                if fabs(b[j]) == INFINITY and x[j] > -INFINITY:
+                    value = b[j]  # however small the exponential
+                else:
+                    value = terms[j] * b[j] if b[j] != 0 else 0
                 row.largest[index] = fabs(b[j]) if fabs(b[j]) > row.largest[index] else \
                     row.largest[index]
                 two_sum(&out.high, &out.low, value)
@@ -138,20 +141,21 @@ cdef bint lacks_terms(const Weighted *row, double total) noexcept nogil:
         and heaviest * power(-640) * row.n <= fabs(total))
 
 
-cdef double log_extended(const Weighted *row, double *sign) noexcept nogil:
-    """The same where every term needs an exponent of its own: one after the other."""
+cdef Sum extended_total(const Weighted *row, Sum *largest, Py_ssize_t *position) noexcept nogil:
+    """weighted_total() with an exponent for every term: one after the other, on one thread."""
     cdef double x[BLOCK_DOUBLES]
     cdef double b[BLOCK_DOUBLES]
-    cdef double d, lost, n, high, low
+    cdef double d, lost, n
     cdef int exponent
     cdef Py_ssize_t i = 0, j, count
     cdef Sum total, term
     clear(&total)
+    clear(largest)
     while i < row.n:
         count = load_weighted(row, i, row.n, x, b)
         for j in range(count):
             sum_in_two(x[j], -row.shift, &d, &lost)
-            if not d > -4000:  # 0, whatever the weight
+            if b[j] == 0 or not d > -EXPONENT_LIMIT * M_LN2:
                 continue
             clear(&term)
             n = exponent_of(d)
@@ -160,13 +164,44 @@ cdef double log_extended(const Weighted *row, double *sign) noexcept nogil:
             term.exponent = n + exponent
             normalise(&term)
             combine(&total, &term)
+            if total.high == 0:  # terms of both signs; what has been below them is left
+                total.high = total.low
+                total.low = 0
+            normalise(&total)
+            if (largest.high == 0 or term.exponent > largest.exponent
+                    or term.exponent == largest.exponent and fabs(term.high) > fabs(largest.high)):
+                largest[0] = term
+                position[0] = i + j
         i += count
-    normalise(&total)
+    return total
+
+
+cdef double ratio_of(const Sum *a, const Sum *b) noexcept nogil:
+    cdef double k = a.exponent - b.exponent
+    return ldexp((a.high + a.low) / b.high, <int> (k if k > -5000 else -5000))
+
+
+cdef double log_extended(Weighted *row, double *sign) noexcept nogil:
+    """log_weighted() by extended_total()."""
+    cdef Py_ssize_t position = 0, unused_position
+    cdef Sum largest, rest, unused_largest
+    cdef Sum total = extended_total(row, &largest, &position)
+    cdef double high, low, share, rest_of_log = 0
     sign[0] = (total.high > 0) - (total.high < 0)
     if total.high == 0:
         return -INFINITY
+    share = ratio_of(&total, &largest)
+    if 0.4 < share < 2.5:
+        # One element holds most of the sum: log1p of the rest keeps what the rest adds.
+        row.skip = position
+        rest = extended_total(row, &unused_largest, &unused_position)
+        row.skip = -1
+        share = ratio_of(&rest, &largest)
+        if share >= -0.5:
+            total = largest
+            rest_of_log = log1p(share)
     sum_in_two(row.shift, total.exponent * LN2_HIGH_F64, &high, &low)
-    return high + (low + (total.exponent * LN2_LOW_F64 + log(fabs(total.high))))
+    return high + (low + (total.exponent * LN2_LOW_F64 + log(fabs(total.high))) + rest_of_log)
 
 
 cdef double log_weighted(Weighted *row, double *sign) noexcept nogil:
