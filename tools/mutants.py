@@ -437,6 +437,7 @@ def main():
         if options.which in " ".join((mutant.file, mutant.old, mutant.what))
     ]  # fmt: skip
     run = [mutant for mutant in chosen if not mutant.equivalent]
+    equivalent = len(chosen) - len(run)
     if options.sample:
         run = sample(run, options.sample)
     counts = {"caught": 0, "survived": 0, "did not compile": 0}
@@ -457,7 +458,7 @@ def main():
             print(f"{verdict}: {mutant.file}: {mutant.what}{by and ': '}{by}", flush=True)
     print(
         f"{len(run)} mutants: " + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()),
-        f"in {(time.monotonic() - start) / 60:.0f} minutes; {len(chosen) - len(run)} equivalent",
+        f"in {(time.monotonic() - start) / 60:.0f} minutes; {equivalent} equivalent",
     )
     # One of a few says nothing of all: look at it, but go on.
     most = max(1, 0.05 * len(run))
