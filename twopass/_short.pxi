@@ -175,7 +175,7 @@ cdef void run_short(
     cdef real scale_low[TILE]
     cdef Tile found
     cdef Py_ssize_t n = call.n, start = first, count, r, k
-    cdef double exponent, factor
+    cdef double exponent, factor = 1  # which gcc cannot see that only SOFTMAX reads
     while start < last:
         count = last - start if last - start < TILE else TILE
         if count < FEW_ROWS:
