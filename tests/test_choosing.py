@@ -247,6 +247,7 @@ def test_draws_of_every_length(level, dtype, rng, kind):
         assert generator.random() == expected.random()  # one double was taken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n", [1024, 2049, 16383, 16385, 30_000])
 def test_draws_around_boundaries(dtype, rng, kind, n):

@@ -127,6 +127,7 @@ def test_interrupted(capsys, in_folder, monkeypatch):
     assert out.startswith("Partial: the run was interrupted.")
 
 
+@pytest.mark.slow
 def test_render_again(capsys, in_folder):
     """``report`` prints and writes again what a file says, beside it or elsewhere."""
     pytest.importorskip("jinja2")

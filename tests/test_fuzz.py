@@ -35,6 +35,7 @@ def test_cases_that_failed(seed):
     fuzz.run(random.Random(seed))
 
 
+@pytest.mark.slow
 def test_corpus():
     """Cases that together reach what the coverage-guided fuzzer has reached."""
     for case in fuzz.CORPUS.read_text().split():

@@ -9,6 +9,7 @@ import pytest
 
 guarded = pytest.importorskip("guarded", reason="needs mprotect", exc_type=ImportError)
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs mprotect")
+SLOW = pytest.mark.slow
 
 
 def _run(tmp_path, code):
@@ -24,7 +25,13 @@ def _run(tmp_path, code):
     return result, place.read_text().strip()
 
 
-@pytest.mark.parametrize("group", guarded.GROUPS)
+@pytest.mark.parametrize(
+    "group",
+    [
+        pytest.param(name, marks=[] if name in ("rows", "columns", "single_passes") else SLOW)
+        for name in guarded.GROUPS
+    ],
+)
 def test_nothing_is_touched_beside_the_arrays(tmp_path, group):
     """Every length from 1 to 600 at both ends of a mapping; no input is written."""
     result, place = _run(tmp_path, f"guarded.main({group!r}, {{place!r}})")

@@ -161,6 +161,7 @@ INPUTS = {
 AXES = (None, 0, 1, -1, (0, 1), (), (0,), 5, (0, 0), 1.5, "0", [0], True, (True,), np.int64(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("source", INPUTS)
 def test_table(originals, name, source):
@@ -187,6 +188,7 @@ WEIGHTS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("source", ["f2", "f4", "f8", "i2", "i8", "?"])
 def test_weights(originals, weights, source):

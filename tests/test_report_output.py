@@ -539,6 +539,7 @@ def chromium():
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1400])
 def test_page_in_a_browser(chromium, page_text, figures, tmp_path, width, dark):
