@@ -477,7 +477,7 @@ def test_weights_beside_a_dominant_term(level, a, b):
         total = sum(weight * mpmath.exp(x) for x, weight in zip(a, b, strict=True))
         exact = mpmath.log(total)
     result = twopass.logsumexp(np.array(a, float), b=np.array(b))
-    assert abs(result - exact) <= 3 * 2.0**-52 * min(abs(exact), 1) or abs(exact) > 1
+    assert abs(result - exact) <= 3 * 2.0**-52 * abs(exact)
 
 
 @pytest.mark.parametrize("x", [-100, -600, -1000, -1e300])
