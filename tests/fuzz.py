@@ -94,6 +94,19 @@ def also(r, share=0.5):
     return isinstance(r, Bytes) and r.random() < share
 
 
+def widely(r, share=0.3):
+    """Whether to draw what bytes do not, whose decisions keep their places."""
+    return not isinstance(r, Bytes) and r.random() < share
+
+
+def magnitudes(r, shape, dtype, part=1.0):
+    """Factors of any size that a product of two fits in the type, of either sign."""
+    rng = np.random.default_rng(r.getrandbits(32))
+    reach = math.log10(info_of(dtype)[3]) * r.choice((0.2, 0.5, part))
+    values = 10.0 ** rng.uniform(-reach, reach, shape)
+    return np.where(rng.random(shape) < 0.3, -values, values)
+
+
 # Arrays -----------------------------------------------------------------------------------------
 
 
@@ -481,6 +494,10 @@ def edited(r, call, x, axes, dtype):
             values = rng.normal(0, r.choice((0.1, 1, 30)), shape)
             values[rng.random(shape) < 0.1] = 0
             scale = call.read(operand(r, shape, np.dtype(r.choice(("f8", "f4"))), values))
+        if widely(r):
+            values = magnitudes(r, np.shape(scale), computed_in(dtype), part=0.99)
+            kind = np.dtype("f8" if dtype.itemsize == 8 else "f4")
+            scale = call.read(operand(r, values.shape, kind, values))
         call.options["scale"] = scale
         # Its own type is computed in.
         scale = np.asarray(scale, "f8").astype(computed_in(dtype)).astype("f8")
@@ -610,6 +627,8 @@ def logsumexp(r):
         b = numbers(r, b_shape, b_dtype, largest=1e5)
         if b_dtype.kind == "f" or b_dtype == BFLOAT16:
             b = np.where(np.isinf(b.astype("f8")), b_dtype.type(0), b)
+            if b_dtype.itemsize > 2 and widely(r):
+                b = magnitudes(r, b_shape, b_dtype).astype(b_dtype)
         b_placed = operand(r, b_shape, b_dtype, b)
         b = call.read(b_placed)
         result_type = result_dtype(a.dtype, b.dtype)
@@ -685,7 +704,7 @@ def weighted(z, counts, b, y, sign, eps):
             terms = bs * np.exp(zs - top)
             total, size = terms.sum(), np.abs(terms).sum()
             # Beside cancelling terms, ones that underflow may be all that is left.
-            if np.abs(total) < 1e-9 * size or size < 1e-290:
+            if np.abs(total) < 1e-9 * size:
                 continue
             if sign is None and total < 0:
                 assert np.isnan(result)
@@ -736,6 +755,8 @@ def cross_entropy(r):
             factor = np.array(r.choice((-1.0, 0.0, 1e-5, 65536.0, 0.3)))
             if reduction == "none" and r.random() < 0.5:
                 factor = rng.normal(0, 2, kept)
+            if widely(r):
+                factor = magnitudes(r, factor.shape, computed_in(result_type))
             factor = call.read(operand(r, factor.shape, np.dtype("f8"), factor))
             call.options["grad_output"] = factor
             factor = factor.astype("f8")

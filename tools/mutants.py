@@ -60,7 +60,7 @@ MUTANTS = [
     m("exp", "LN2_LOW_F32 0x1.0bfbe8p-15f", "LN2_LOW_F32 0x1.0bfbp-15f", "ln 2, low part, float"),
     m("exp", "LN2_LOW_F64 -0x1.718432a1b0e26p-35", "LN2_LOW_F64 -0x1.718432b1b0e26p-35",
       "ln 2, low part, double"),
-    m("exp", "MAGIC_F32 = 0xC00000", "MAGIC_F32 = 0x800000", "magic number at a binade's edge"),
+    m("exp", "MAGIC_F32 0x1.8p+23f", "MAGIC_F32 0x1p+23f", "magic number at a binade's edge"),
     m("exp", "rest = fma(x, scale, -product)", "rest = 0", "product_rest: nothing, double"),
     # With FMA nobody asks for the rest of an infinite product.
     m("exp", "return rest if rest - rest == 0 else 0", "return rest", "product_rest: NaN",

@@ -41,6 +41,9 @@ cdef extern from *:
     #define C9_F64 0x1.71df253b57dd2p-19
     #define C10_F64 0x1.28ad68b10063bp-22
     #define C11_F64 0x1.ad7f7971acc55p-26
+    /* 1.5 * 2^23 has ulp 1: adding it rounds to an integer, which then lies in the low bits. */
+    #define MAGIC_F32 0x1.8p+23f
+    #define MAGIC_F64 0x1.8p+52
 
     #if defined(__FMA__) || defined(__aarch64__) || defined(__FP_FAST_FMA)
     #define TWOPASS_HAS_FMA 1
@@ -59,6 +62,8 @@ cdef extern from *:
     const float C2_F32, C3_F32, C4_F32, C5_F32, C6_F32
     const double LOG2E_F64, LN2_HIGH_F64, LN2_LOW_F64
     const double C2_F64, C3_F64, C4_F64, C5_F64, C6_F64, C7_F64, C8_F64, C9_F64, C10_F64, C11_F64
+    const float MAGIC_F32
+    const double MAGIC_F64
 
 
 ctypedef fused real:
@@ -71,11 +76,9 @@ ctypedef fused bits:
     int64_t
 
 
+# All values of an enum fit in an int: beside one that does not, gcc 13 and C23 make every one of them
+# as wide, and as unsigned, as that one.
 cdef enum:
-    # A float of magnitude 1.5 * 2**23 has ulp 1: adding it rounds to an integer, which then lies
-    # in the low bits.  (double: 1.5 * 2**52.)
-    MAGIC_F32 = 0xC00000
-    MAGIC_F64 = 0x18000000000000
     MANTISSA_BITS_F32 = 23
     MANTISSA_BITS_F64 = 52
     EXPONENT_BIAS_F32 = 127
@@ -87,7 +90,7 @@ cdef inline real set_magic(double ref, real *magic) noexcept nogil:
     if real is float:
         magic[0] = <float> (<double> MAGIC_F32 - ref)
     else:
-        magic[0] = <double> MAGIC_F64 - ref
+        magic[0] = MAGIC_F64 - ref
     return magic[0]
 
 
@@ -100,11 +103,11 @@ cdef inline real rounded(real x, real magic) noexcept nogil:
     if real is float:
         if TWOPASS_HAS_FMA:
             return fmaf(x, LOG2E_F32, magic)
-        return (x * LOG2E_F32 + <float> MAGIC_F32) + (magic - <float> MAGIC_F32)
+        return (x * LOG2E_F32 + MAGIC_F32) + (magic - MAGIC_F32)
     else:
         if TWOPASS_HAS_FMA:
             return fma(x, LOG2E_F64, magic)
-        return (x * LOG2E_F64 + <double> MAGIC_F64) + (magic - <double> MAGIC_F64)
+        return (x * LOG2E_F64 + MAGIC_F64) + (magic - MAGIC_F64)
 
 
 cdef inline real polynomial(real r) noexcept nogil:
@@ -194,9 +197,9 @@ cdef inline real rounded_at(real x, real magic, bint scaling, real scale) noexce
         return rounded(x, magic)
     # Half way between integers may be any product, so n is rounded by itself.
     if real is float:
-        return fmaf(x, scale * LOG2E_F32, <float> MAGIC_F32) + (magic - <float> MAGIC_F32)
+        return fmaf(x, scale * LOG2E_F32, MAGIC_F32) + (magic - MAGIC_F32)
     else:
-        return fma(x, scale * LOG2E_F64, <double> MAGIC_F64) + (magic - <double> MAGIC_F64)
+        return fma(x, scale * LOG2E_F64, MAGIC_F64) + (magic - MAGIC_F64)
 
 
 cdef inline real mantissa_at(real x, real n, bint scaling, real scale) noexcept nogil:
