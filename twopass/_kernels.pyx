@@ -21,7 +21,7 @@ d. The GIL is released while a kernel runs, and the floating-point environment i
 
 cimport numpy as cnp
 from cython.parallel cimport threadid
-from libc.math cimport frexp
+from libc.math cimport M_SQRT1_2, frexp
 from libc.string cimport memset
 
 include "_environment.pxi"

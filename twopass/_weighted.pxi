@@ -176,6 +176,19 @@ cdef Sum extended_total(const Weighted *row, Sum *largest, Py_ssize_t *position)
     return total
 
 
+cdef double log_product(double value, double exponent, double shift, double rest) noexcept nogil:
+    """log(value * 2**exponent) + shift + rest, where the first two parts may cancel."""
+    cdef double high, low
+    cdef int e = 0
+    value = frexp(value, &e)
+    if value < M_SQRT1_2:  # around 1 the exponent is 0, and log(value) has all its digits
+        value *= 2
+        e -= 1
+    exponent += e
+    sum_in_two(shift, exponent * LN2_HIGH_F64, &high, &low)
+    return high + (low + (exponent * LN2_LOW_F64 + log(value)) + rest)
+
+
 cdef double ratio_of(const Sum *a, const Sum *b) noexcept nogil:
     cdef double k = a.exponent - b.exponent
     return ldexp((a.high + a.low) / b.high, <int> (k if k > -5000 else -5000))
@@ -186,7 +199,7 @@ cdef double log_extended(Weighted *row, double *sign) noexcept nogil:
     cdef Py_ssize_t position = 0, unused_position
     cdef Sum largest, rest, unused_largest
     cdef Sum total = extended_total(row, &largest, &position)
-    cdef double high, low, share, rest_of_log = 0
+    cdef double share, rest_of_log = 0
     sign[0] = (total.high > 0) - (total.high < 0)
     if total.high == 0:
         return -INFINITY
@@ -200,8 +213,7 @@ cdef double log_extended(Weighted *row, double *sign) noexcept nogil:
         if share >= -0.5:
             total = largest
             rest_of_log = log1p(share)
-    sum_in_two(row.shift, total.exponent * LN2_HIGH_F64, &high, &low)
-    return high + (low + (total.exponent * LN2_LOW_F64 + log(fabs(total.high))) + rest_of_log)
+    return log_product(fabs(total.high), total.exponent, row.shift, rest_of_log)
 
 
 cdef double log_weighted(Weighted *row, double *sign) noexcept nogil:
@@ -229,7 +241,7 @@ cdef double log_weighted(Weighted *row, double *sign) noexcept nogil:
         return log_extended(row, sign)
     sign[0] = total if total != total else (total > 0) - (total < 0)
     if not 0.4 * fabs(total) < top < 2.5 * fabs(total):
-        return log(fabs(total)) + row.shift
+        return log_product(fabs(total), 0, row.shift, 0)
     # One element holds most of the sum: log1p of the rest keeps what the rest adds.
     row.skip = position
     rest = weighted_total(row, &unused_top, &unused_position)
@@ -239,5 +251,5 @@ cdef double log_weighted(Weighted *row, double *sign) noexcept nogil:
     gather(row.b, row.b_row, position, 1, &b)
     rest /= b * exp(x - row.shift)
     if rest < -0.5:  # terms of both signs, none of which is most of the sum
-        return log(fabs(total)) + row.shift
-    return (x + log(fabs(b))) + log1p(rest)
+        return log_product(fabs(total), 0, row.shift, 0)
+    return log_product(fabs(b), 0, x, log1p(rest))
