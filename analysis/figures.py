@@ -426,7 +426,7 @@ def _threads_panel(
         ax.set_xscale("log", base=2)
     ax.set_xticks(counts, [str(count) for count in counts])
     ax.set_ylim(bottom=0)
-    ax.legend(loc="lower right", handlelength=1.8)
+    ax.legend(loc="upper left", handlelength=1.8)
 
 
 _LIBRARY_STYLE = {

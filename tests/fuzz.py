@@ -705,7 +705,8 @@ def weighted(z, counts, b, y, sign, eps):
             terms = bs * np.exp(zs - top)
             total, size = terms.sum(), np.abs(terms).sum()
             # What x - top is rounded by is an error of its exponential.
-            rounding = 2.0**-53 * (np.abs(terms) * np.abs(zs - top)).sum()
+            far = np.where(terms, np.abs(zs - top), 0)
+            rounding = 2.0**-53 * (np.abs(terms) * far).sum()
             # Beside cancelling terms, ones that underflow may be all that is left.
             if np.abs(total) < 1e-9 * size:
                 continue

@@ -34,7 +34,7 @@ import numpy as np
 from twopass import isa
 
 STORED = pathlib.Path(__file__).with_suffix(".json")
-PIECE = 1 << 16  # numbers at a time: few enough that the arrays stay in cache
+PIECE = 1 << 14  # numbers at a time: few enough that the arrays stay in L2
 EARLY = 64  # numbers before a piece that it is compared with
 TASK = 1 << 26
 LN2_HIGH = float.fromhex("0x1.62e42ffp-1")
