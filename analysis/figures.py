@@ -426,7 +426,8 @@ def _threads_panel(
         ax.set_xscale("log", base=2)
     ax.set_xticks(counts, [str(count) for count in counts])
     ax.set_ylim(bottom=0)
-    ax.legend(loc="upper left", handlelength=1.8)
+    # Small, where lines that rise leave room.
+    ax.legend(loc="lower right", handlelength=1.2, labelspacing=0.2, fontsize=7.5, borderpad=0.2)
 
 
 _LIBRARY_STYLE = {

@@ -59,8 +59,8 @@ class Bytes(random.Random):
     """Decisions read from a string of bytes; where it has ended, the plainest ones.
 
     Few bytes each, so that changing one changes one decision and those that depend on it. Unlike
-    seeds, which keep what they have meant, it may draw more: elements of any bits, arrays without
-    bytes around them, which AddressSanitizer guards, and the functions of `MORE`.
+    seeds it may draw elements of any bits, arrays without bytes around them, which AddressSanitizer
+    guards, and the functions of `MORE`.
     """
 
     def __init__(self, data):
@@ -89,14 +89,18 @@ class Bytes(random.Random):
         return np.resize(bits % 2 if dtype.kind == "b" else bits, shape).view(dtype)
 
 
+class Moderate(random.Random):
+    """Decisions as they were before scales, weights and factors had any size: for stored seeds."""
+
+
 def also(r, share=0.5):
     """Whether to draw what seeds do not."""
     return isinstance(r, Bytes) and r.random() < share
 
 
 def widely(r, share=0.3):
-    """Whether to draw what bytes do not, whose decisions keep their places."""
-    return not isinstance(r, Bytes) and r.random() < share
+    """Whether to draw what stored bytes and seeds do not, whose decisions keep their places."""
+    return not isinstance(r, (Bytes, Moderate)) and r.random() < share
 
 
 def magnitudes(r, shape, dtype, part=1.0):

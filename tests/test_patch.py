@@ -506,6 +506,7 @@ except ImportError as error:
     assert done.stdout.strip() == "right", done.stderr
 
 
+@pytest.mark.slow
 def test_installing_first(python):
     """Installed before anything else is imported, it holds for what comes later."""
     done = python("""

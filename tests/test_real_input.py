@@ -73,6 +73,7 @@ def test_bigrams(example, words):
     assert oracle.same_bits(in_place, frequencies)
 
 
+@pytest.mark.slow
 def test_the_example_runs(example, capsys):
     """The example prints what it shows, and the differences are small."""
     example["main"]()
