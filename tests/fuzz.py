@@ -59,8 +59,8 @@ class Bytes(random.Random):
     """Decisions read from a string of bytes; where it has ended, the plainest ones.
 
     Few bytes each, so that changing one changes one decision and those that depend on it. Unlike
-    seeds it may draw elements of any bits, arrays without bytes around them, which AddressSanitizer
-    guards, and the functions of `MORE`.
+    seeds it may draw elements of any bits, and arrays without bytes around them, which
+    AddressSanitizer guards.
     """
 
     def __init__(self, data):
@@ -90,7 +90,8 @@ class Bytes(random.Random):
 
 
 class Moderate(random.Random):
-    """Decisions as they were before scales, weights and factors had any size: for stored seeds."""
+    """Decisions as they were before there was MORE, and scales, weights and factors of any size:
+    what stored seeds mean."""
 
 
 def also(r, share=0.5):
@@ -1107,7 +1108,7 @@ MORE = (choosing, passes_alone, streams)
 def run(r):
     """One case."""
     with np.errstate(all="ignore"):  # the twins meet signalling NaN, too
-        r.choice(FUNCTIONS + MORE if isinstance(r, Bytes) else FUNCTIONS)(r)
+        r.choice(FUNCTIONS if isinstance(r, Moderate) else FUNCTIONS + MORE)(r)
 
 
 def main(first, count):

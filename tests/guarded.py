@@ -4,12 +4,14 @@ A program for test_guard_pages.py: an access out of bounds ends it, the file tha
 says at which call.
 """
 
+import contextlib
 import ctypes
 import faulthandler
 import mmap
 import sys
 from itertools import product
 
+import ml_dtypes
 import numpy as np
 
 import twopass
@@ -17,7 +19,8 @@ from twopass import ExtendedSum, isa, passes, stream
 
 LENGTHS = range(1, 601)
 FLOATS = (np.dtype("f4"), np.dtype("f8"))
-DTYPES = (*FLOATS, np.dtype("f2"))
+HALVES = (np.dtype("f2"), np.dtype(ml_dtypes.bfloat16))
+DTYPES = (*FLOATS, *HALVES)
 #: Each takes other loops: fast ones, careful ones, three passes, logarithms beside one element.
 KINDS = ("normal", "masked", "huge", "dominant")
 ENDS = (True, False)
@@ -68,7 +71,7 @@ def source(kind, count, dtype, end):
     """A locked input."""
     memory = Memory(count, dtype, end)
     rng = np.random.default_rng(600)
-    memory.items[:] = rng.normal(0, 4, memory.items.size)
+    memory.items[:] = rng.normal(0, 4, memory.items.size).astype(dtype)
     if kind == "masked":
         memory.items[::7] = -np.inf
     elif kind == "huge":
@@ -81,7 +84,7 @@ def source(kind, count, dtype, end):
 def cases(dtypes, count):
     """Dtype, kind, an input and an output of as many elements at each end."""
     for dtype, kind, end in product(dtypes, KINDS, ENDS):
-        if dtype == "f2" and kind != "normal":
+        if dtype in HALVES and kind != "normal":
             continue  # converted when it is loaded, then as float32
         yield dtype, kind, source(kind, count, dtype, end), Memory(count, dtype, end)
 
@@ -103,14 +106,14 @@ def rows(at):
         for stride, n in lines(kind):
             at(dtype, kind, x_memory.end, stride, n)
             x, y = x_memory.line(n, stride), y_memory.line(n, stride)
-            twopass.logsumexp(x)
+            twopass.logsumexp(x, out=y[:1].reshape(()))
             twopass.log_softmax(x, out=y)
             twopass.softmax(x, out=y)
             if stride != 1:
                 continue
             y[:] = x
             twopass.softmax(y, out=y)
-            if dtype != "f2" and kind in ("normal", "masked"):
+            if dtype in FLOATS and kind in ("normal", "masked"):
                 for algorithm in passes.ALGORITHMS:
                     twopass.softmax(x, out=y, algorithm=algorithm)
                 for algorithm in ("two_pass", "two_pass_reload"):
@@ -118,6 +121,54 @@ def rows(at):
                         x, y, 1, 1, n, compute.OPERATIONS["softmax"], compute.ALGORITHMS[algorithm],
                         True, True, 1, False,
                     )  # fmt: skip
+
+
+def tiles(at):
+    """Batches of short rows, which are computed several at a time, whole tiles and parts of one."""
+    for dtype, kind, x_memory, y_memory in cases(DTYPES, 110 * 37):
+        for n_rows, n, gap in product((3, 4, 5, 16, 17, 37), range(1, 100), (0, 3)):
+            at(dtype, kind, x_memory.end, n_rows, n, gap)
+            x = x_memory.table(n_rows, n, n + gap)
+            y = y_memory.table(n_rows, n, n + gap)
+            twopass.softmax(x, axis=1, out=y)
+            twopass.log_softmax(x, axis=1, out=y)
+            twopass.logsumexp(x, axis=1, out=y_memory.line(n_rows))
+
+
+def edits(at):
+    """Scales and masks, of rows and of columns; masks end where their memory does, too."""
+    for dtype, kind, x_memory, y_memory in cases(DTYPES, 600 * 12):
+        end = x_memory.end
+        mask_memory, scale_memory = (Memory(600 * 12, np.dtype(d), end) for d in ("?", "f8"))
+        mask_memory.items[:] = np.arange(mask_memory.items.size) % 5 > 0
+        scale_memory.items[:] = np.linspace(0.5, 1.5, scale_memory.items.size)
+        mask_memory.lock()
+        scale_memory.lock()
+        for n in LENGTHS if kind == "normal" and dtype in FLOATS else LENGTHS[::11]:
+            for shape, axis in (((3, n), 1), ((n, 9), 0), ((2, n), 0)):
+                at(dtype, kind, end, shape, axis)
+                x, y = (memory.table(*shape, shape[1]) for memory in (x_memory, y_memory))
+                where = mask_memory.table(*shape, shape[1])
+                lines = shape[1 - axis]
+                scale = scale_memory.line(lines).reshape((lines, 1) if axis else (1, lines))
+                twopass.softmax(x, axis, out=y, where=where)
+                twopass.softmax(x, axis, out=y, scale=scale)
+                twopass.log_softmax(x, axis, out=y, where=where, scale=scale)
+                twopass.logsumexp(x, axis, where=where, scale=scale)
+
+
+def choosing(at):
+    """The largest probabilities, and draws."""
+    rng = np.random.default_rng(0)
+    for dtype, kind, x_memory, _ in cases(DTYPES, 600 * 3):
+        for stride, n in lines(kind):
+            at(dtype, kind, x_memory.end, stride, n)
+            x = x_memory.line(n, stride)
+            twopass.top_probabilities(x, (n + 1) // 2)
+            with contextlib.suppress(ValueError):  # nothing but -inf
+                twopass.sample(x, rng)
+                if stride == 1:
+                    twopass.sample(x, rng, top_k=(n + 3) // 4, top_p=0.8)
 
 
 def weights(at):
@@ -137,7 +188,7 @@ def columns(at):
         heights = lengths(kind) if kind in ("normal", "masked") else LENGTHS[::37]
         shapes = [(n, 9) for n in heights]
         layouts = [(0, 1)]
-        if kind == "normal" and dtype != "f2":
+        if kind == "normal" and dtype in FLOATS:
             shapes += [(2, width) for width in range(8, 601)]
             layouts += [(3, 1), (0, -1)]
         for (n, width), (gap, sign) in product(shapes, layouts):
@@ -148,7 +199,7 @@ def columns(at):
             if (gap, sign) == (0, 1):
                 twopass.log_softmax(x, axis=0, out=y)
                 twopass.logsumexp(x, axis=0)
-                if dtype != "f2":
+                if dtype in FLOATS:
                     compute.columns(x, y, 1, compute.OPERATIONS["softmax"], True, 1, False)
 
 
@@ -228,8 +279,11 @@ def streams(at):
 
 GROUPS = {
     f.__name__: f
-    for f in (rows, weights, columns, single_passes, training, backward, sums, streams)
-}
+    for f in (
+        rows, tiles, edits, weights, columns, single_passes, training, backward, sums, choosing,
+        streams,
+    )
+}  # fmt: skip
 
 
 def main(group, path):
