@@ -297,7 +297,7 @@ MUTANTS = [
     m("choosing", "    target[0] -= sum_before\n", "", "pick: the target not relative"),
     m("choosing", "        if sum >= mass:\n            return i + 1",
       "        if sum >= mass:\n            return i", "reaching: one candidate too few"),
-    m("choosing", "    make_heap(c.heap, n)\n    sort_heap(c.heap, n)\n    for i in", "    for i in",
+    m("choosing", "    make_heap(c.heap, n)\n    sort_heap(c.heap, n)\n    for", "    for",
       "draw_candidate: by size, not by index"),
     m("choosing", "row.n_chunks, &target)\n    if row.base != row.base:",
       "row.n_chunks, &target)\n    if False:", "draw_element: not relative to the chunk"),
@@ -313,7 +313,7 @@ MUTANTS = [
     m("environment", "        _mm_setcsr(callers);\n", "", "the caller's environment not restored"),
     m("edits.py", "given.astype(computed).astype(np.float64)", "given.astype(np.float64)",
       "scale not rounded to the type computed in"),
-    m("edits.py", "if not np.isfinite(rounded).all():", "if False:", "infinite scales"),
+    m("edits.py", "if not finite.all():", "if False:", "infinite scales"),
     m("edits.py", "self._replace(where=self.where.copy())", "self", "mask under the output"),
 ]  # fmt: skip
 

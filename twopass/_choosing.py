@@ -186,8 +186,9 @@ def sample(x, rng, axis=-1, *, scale=None, where=None, top_k=None, top_p=None, n
             rows, None, indices, rng.random(n_rows), n_rows, n, 0 if k >= n else k, p,
             *_threads(rows, changes, n_threads), *changes.arguments(),
         )  # fmt: skip
-        if indices.min() < 0:
-            _refuse(rows, changes, np.unravel_index(int(np.argmin(indices)), shape))
+        least = int(np.argmin(indices))  # unlike min() it leaves status flags alone
+        if indices.flat[least] < 0:
+            _refuse(rows, changes, np.unravel_index(least, shape))
     return indices.astype(np.intp, copy=False)[()]
 
 

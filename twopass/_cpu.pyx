@@ -1,5 +1,9 @@
 # cython: language_level=3, freethreading_compatible=True
-"""What the CPU can run. Compiled for the baseline, so that it can be imported anywhere."""
+"""What the CPU can run; its floating-point environment. Compiled for the baseline, to be imported
+anywhere.
+"""
+
+include "_environment.pxi"
 
 cdef extern from *:
     """
@@ -47,6 +51,18 @@ def x86_64_level():
 def amd_family():
     """The family number of an AMD CPU (25: Zen 3 and 4, 26: Zen 5); 0 for all others."""
     return twopass_amd_family()
+
+
+cdef class DefaultEnvironment:
+    """Within it Python and NumPy compute as kernels do, in the default environment; the caller's
+    is put back, status flags included."""
+    cdef Environment callers
+
+    def __enter__(self):
+        self.callers = enter()
+
+    def __exit__(self, *unused):
+        leave(self.callers)
 
 
 cdef enum:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from twopass import _interop
+from twopass._cpu import DefaultEnvironment
 
 #: `all_masked` -> what a row with nothing left becomes.
 _VACANT = {
@@ -82,18 +83,19 @@ def _scales(scale, rows, dtype) -> np.ndarray:
     if given.dtype.kind not in "iuf":
         raise TypeError(f"scale must be real, not of dtype {given.dtype}")
     computed = np.float64 if dtype.itemsize == 8 else np.float32
-    with np.errstate(all="ignore"):  # tiny is 0; what is not finite is refused below
-        rounded = given.astype(computed).astype(np.float64)
-    if not np.isfinite(rounded).all():
-        wrong = given[~np.isfinite(rounded)].flat[0]
-        raise ValueError(f"scale must be finite in {np.dtype(computed)}, not {wrong}")
-    # The kernels multiply it by log2(e).
-    too_large = np.abs(rounded) > np.finfo(computed).max / 1.5
-    if too_large.any():
-        raise ValueError(
-            f"scale must be at most {np.finfo(computed).max / 1.5:.3g} in absolute value in"
-            f" {np.dtype(computed)}, not {given[too_large].flat[0]}"
-        )
+    with DefaultEnvironment(), np.errstate(all="ignore"):
+        rounded = given.astype(computed).astype(np.float64)  # tiny numbers become 0
+        finite = np.isfinite(rounded)
+        if not finite.all():
+            wrong = given[~finite].flat[0]
+            raise ValueError(f"scale must be finite in {np.dtype(computed)}, not {wrong}")
+        largest = np.finfo(computed).max / 1.5  # the kernels multiply it by log2(e)
+        too_large = np.abs(rounded) > largest
+        if too_large.any():
+            raise ValueError(
+                f"scale must be at most {largest:.3g} in absolute value in"
+                f" {np.dtype(computed)}, not {given[too_large].flat[0]}"
+            )
     try:
         return np.broadcast_to(rounded, rows)
     except ValueError:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from twopass import isa
+from twopass._cpu import DefaultEnvironment
 from twopass._functions import (
     _axes,
     _choose,
@@ -269,7 +270,7 @@ class ExtendedSum:
         >>> twopass.ExtendedSum().logsumexp()
         np.float64(-inf)
         """
-        with np.errstate(over="ignore", under="ignore"):
+        with DefaultEnvironment(), np.errstate(over="ignore", under="ignore"):
             return self._parts()[..., 4].astype(self.dtype)[()]
 
     def softmax(

@@ -6,6 +6,7 @@ import operator
 import numpy as np
 
 from twopass import isa
+from twopass._cpu import DefaultEnvironment
 from twopass._functions import _axes, _choose, _operand, _output, _result_dtype
 from twopass._interop import read
 from twopass._machine import machine
@@ -417,11 +418,16 @@ def _direct(out: np.ndarray, n_reduced: int) -> bool:
     return line.flags.c_contiguous and line.flags.aligned and out.dtype.itemsize >= 4
 
 
-def _cross_entropy(
+def _cross_entropy(*arguments, gradient):
+    """The loss, and the gradient or None."""
+    with DefaultEnvironment():  # NumPy's part of it, too: factors, the mean, the result's type
+        return _loss_and_gradient(*arguments, gradient=gradient)
+
+
+def _loss_and_gradient(
     logits, labels, axis, reduction, label_smoothing, ignore_index, grad_output, out, n_threads,
     *, gradient,
 ):  # fmt: skip
-    """The loss, and the gradient or None."""
     smoothing, ignored = _options(reduction, label_smoothing, ignore_index)
     n_threads = check(n_threads)
     x = _operand("logits", logits)
