@@ -76,8 +76,8 @@ ctypedef fused bits:
     int64_t
 
 
-# All values of an enum fit in an int: beside one that does not, gcc 13 and C23 make every one of them
-# as wide, and as unsigned, as that one.
+# All values of an enum fit in an int: beside one that does not, gcc 13 and C23 make every one of
+# them as wide, and as unsigned, as that one.
 cdef enum:
     MANTISSA_BITS_F32 = 23
     MANTISSA_BITS_F64 = 52
