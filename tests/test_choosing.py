@@ -585,3 +585,15 @@ def test_errors_of_sample(x, options, error, words):
         twopass.sample(x, generator, **options)
     if isinstance(generator, np.random.Generator):
         assert generator.random() == np.random.default_rng(1).random()
+
+
+def test_nucleus_ends_beside_a_neighbour(level, dtype):
+    """Numbers one unit below the nucleus's least are not of it."""
+    above, n = 4000, 20_000
+    x = np.full(n, 1.5, dtype)
+    x[above::2] = 1
+    x[above + 1 :: 2] = np.nextafter(dtype.type(1), dtype.type(0))
+    total = above * np.exp(1.5) + (n - above) * np.exp(1.0)
+    for count in (1, 1000, 4000):
+        p = (above * np.exp(1.5) + (count - 0.5) * np.exp(1.0)) / total
+        assert twopass.sample(x, Fixed(LAST), top_p=p) == above + 2 * (count - 1)
