@@ -588,12 +588,13 @@ def test_errors_of_sample(x, options, error, words):
 
 
 def test_nucleus_ends_beside_a_neighbour(level, dtype):
-    """Numbers one unit below the nucleus's least are not of it."""
-    above, n = 4000, 20_000
-    x = np.full(n, 1.5, dtype)
-    x[above::2] = 1
-    x[above + 1 :: 2] = np.nextafter(dtype.type(1), dtype.type(0))
+    """Numbers one unit below the nucleus's least are not of it, whatever the search meets first."""
+    above, n, count = 4000, 20_000, 1000
     total = above * np.exp(1.5) + (n - above) * np.exp(1.0)
-    for count in (1, 1000, 4000):
-        p = (above * np.exp(1.5) + (count - 0.5) * np.exp(1.0)) / total
+    p = (above * np.exp(1.5) + (count - 0.5) * np.exp(1.0)) / total
+    x = np.full(n, 1.5, dtype)
+    for k in range(8):
+        least = dtype.type(1 + k * np.finfo(dtype).eps)
+        x[above::2] = least
+        x[above + 1 :: 2] = np.nextafter(least, dtype.type(0))
         assert twopass.sample(x, Fixed(LAST), top_p=p) == above + 2 * (count - 1)
