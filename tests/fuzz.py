@@ -105,7 +105,7 @@ def widely(r, share=0.3):
 
 
 def magnitudes(r, shape, dtype, part=1.0):
-    """Factors of any size that a product of two fits in the type, of either sign."""
+    """Numbers of either sign, their logarithms uniform up to a part of the type's largest."""
     rng = np.random.default_rng(r.getrandbits(32))
     reach = math.log10(info_of(dtype)[3]) * r.choice((0.2, 0.5, part))
     values = 10.0 ** rng.uniform(-reach, reach, shape)

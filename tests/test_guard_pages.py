@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-guarded = pytest.importorskip("guarded", reason="needs mprotect", exc_type=ImportError)
+guarded = pytest.importorskip("guarded", reason="needs mprotect, ml_dtypes", exc_type=ImportError)
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs mprotect")
 SLOW = pytest.mark.slow
 
