@@ -123,10 +123,13 @@ class Worker:
             text=True, bufsize=1,
             env={**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": str(threads)},
         )  # fmt: skip
-        found = self._answer()
-        if not pathlib.Path(found).is_relative_to(site):
+        try:
+            found = self._answer()
+            if not pathlib.Path(found).is_relative_to(site):
+                raise RuntimeError(f"twopass was found elsewhere than built: {found}")
+        except RuntimeError:
             self.end()
-            raise RuntimeError(f"twopass was found elsewhere than built: {found}")
+            raise
 
     def _answer(self) -> str:
         line = self._process.stdout.readline()

@@ -194,13 +194,24 @@ def test_levels_with_fma(dtype, name, kind):
 
 #: The first digits of SHA-256 over the results of the next test, with and without fma.
 DIGESTS = {
-    ("float32", True): "6f657f63baa2e179", ("float64", True): "87faedb04297d165",
-    ("float32", False): "428b85faad3f74a3", ("float64", False): "b2179898df04c864",
-}  # fmt: skip
+    ("softmax", "float32", True): "995d3be6f566d6c8",
+    ("softmax", "float64", True): "a6ccb6e2daa7bb6f",
+    ("softmax", "float32", False): "d6d8cc6a072b6689",
+    ("softmax", "float64", False): "9bd98da2a49397e3",
+    ("log_softmax", "float32", True): "9ce6b601112519d6",
+    ("log_softmax", "float64", True): "18b22023af90cd84",
+    ("log_softmax", "float32", False): "9fefc6c1ed01ea27",
+    ("log_softmax", "float64", False): "bfbc6a1b6d8cf162",
+    ("logsumexp", "float32", True): "9b9cf3276d89ee16",
+    ("logsumexp", "float64", True): "20c30307799b2d3d",
+    ("logsumexp", "float32", False): "a192176b9b74683f",
+    ("logsumexp", "float64", False): "c408d04a3a97f1d8",
+}
 
 
-def test_bits_of_every_machine(level, dtype):
-    """softmax has the bits that it has elsewhere: x86-64-v3 and -v4, aarch64, all compilers.
+@pytest.mark.parametrize("name", [*MAPS, "logsumexp"])
+def test_bits_of_every_machine(level, dtype, name):
+    """The bits are those of elsewhere: x86-64-v3 and -v4, aarch64, all compilers and libraries.
 
     The inputs are whole numbers scaled by powers of two, which every machine makes alike.
     """
@@ -210,10 +221,15 @@ def test_bits_of_every_machine(level, dtype):
         for width in (2, 9):  # rows to within e**4, and to beyond what a block's range holds
             x = np.ldexp(rng.integers(-(1 << 20), 1 << 20, n), width - 20).astype(dtype)
             x[1 :: 1 << width] = -np.inf
-            digest.update(twopass.softmax(x).tobytes())
-            columns = np.lib.stride_tricks.sliding_window_view(x[:3000], min(n, 11))
-            digest.update(twopass.softmax(columns.copy(), axis=0).tobytes())
-    assert digest.hexdigest()[:16] == DIGESTS[dtype.name, isa.kernels().compute.HAS_FMA]
+            digest.update(_call(name, x).tobytes())
+            short = np.lib.stride_tricks.sliding_window_view(x[:3000], min(n, 11)).copy()
+            digest.update(_call(name, short, axis=0).tobytes())
+            digest.update(_call(name, short, axis=1).tobytes())
+            x[n // 3] = 30 * width  # larger than all others
+            digest.update(_call(name, x).tobytes())
+            x[n // 2] = 3e7  # so large that the passes are relative to it
+            digest.update(_call(name, x).tobytes())
+    assert digest.hexdigest()[:16] == DIGESTS[name, dtype.name, isa.kernels().compute.HAS_FMA]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -186,9 +186,10 @@ FORK = """
 def child(depth):
     process = os.fork()
     if process == 0:
-        right = np.array_equal(call(x), expected) and np.array_equal(twopass.softmax(x), expected)
+        right = np.array_equal(call(x), expected)
         if sys.platform == "linux" and twopass.isa.kernels().compute.OPENMP:
             right = right and len(os.listdir("/proc/self/task")) == 2
+        right = right and np.array_equal(twopass.softmax(x), expected)
         if depth:
             right = right and child(depth - 1) == 0
         os._exit(0 if right else 3)

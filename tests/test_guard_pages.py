@@ -16,11 +16,11 @@ def _run(tmp_path, code):
     """Run `code` after ``import guarded``, and where it was when it ended."""
     place = tmp_path / "place"
     place.write_bytes(b" " * 200)
-    folder = str(pathlib.Path(__file__).parent)
+    found = [str(pathlib.Path(__file__).parent), *sys.path]  # twopass may be where only this one is
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", f"import guarded\n{code}".format(place=str(place))],
-        env={**os.environ, "PYTHONPATH": folder}, cwd=tmp_path, timeout=300, capture_output=True,
-        text=True, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(found)}, cwd=tmp_path, timeout=300,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     return result, place.read_text().strip()
 

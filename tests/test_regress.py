@@ -1,5 +1,6 @@
 """This tree against a release: the arithmetic, what fails, and two copies of one build."""
 
+import gc
 import pathlib
 import shutil
 
@@ -76,6 +77,14 @@ def test_another_twopass_than_built_is_refused(copies, tmp_path):
     """A worker that finds its twopass elsewhere would compare a build with itself."""
     with pytest.raises(RuntimeError, match="elsewhere"):
         regress.Worker(tmp_path, 1)
+
+
+def test_a_worker_that_cannot_begin(tmp_path):
+    """The error says so, and no process or pipe is left."""
+    (tmp_path / "twopass.py").write_text("raise SystemExit(1)")
+    with pytest.raises(RuntimeError, match="ended early"):
+        regress.Worker(tmp_path, 1)
+    gc.collect()  # what is left would warn
 
 
 def test_where_it_cannot_run(tmp_path, monkeypatch, capsys):

@@ -1,11 +1,14 @@
-"""Recompute the constants of the exponential in ``twopass/_exp.pxi``.
+"""Recompute the constants of ``twopass/_exp.pxi`` and ``twopass/_log.pxi``.
 
     python tools/constants.py           print the constants as hexadecimal floats
-    python tools/constants.py --check   fail unless ``_exp.pxi`` holds exactly these
+    python tools/constants.py --check   fail unless the two files hold exactly these
 
 exp(x) = p(r) * 2**n with n = round(x * log2 e), r = x - n * ln 2 and |r| <= ln(2)/2.
 p(r) = 1 + r + r**2 * q(r), and q is the polynomial that minimises the largest relative error
 of p over that interval: Remez' exchange algorithm at 60 digits, coefficients then rounded.
+
+log(1 + f) = 2 atanh(s) with s = f / (2 + f), and 2 atanh(s) = 2 s + s * w * a(w) with w = s**2.
+For sqrt(1/2) <= 1 + f <= sqrt(2), s is within +-(3 - sqrt(8)); a likewise minimises the error.
 """
 
 import argparse
@@ -18,6 +21,9 @@ import mpmath as mp
 
 mp.mp.dps = 60
 HALF_LN2 = mp.log(2) / 2
+ATANH_TERMS = 7
+SOURCES = ("_exp.pxi", "_log.pxi")
+LARGEST_W = (3 - mp.sqrt(8)) ** 2
 
 
 @dataclass(frozen=True)
@@ -46,11 +52,18 @@ def rounded(value, digits):
     return mp.nint(value * scale) / scale
 
 
-def remez(function, weight, count):
-    """The `count` coefficients, lowest first, minimising max |weight * (function - polynomial)|."""
+def remez(function, weight, count, low, high):
+    """The `count` coefficients, lowest first, of the polynomial for `low` ... `high`.
+
+    It minimises the largest |weight * (function - polynomial)|.
+    """
+
+    def cosines(angles):
+        return [(low + high + (high - low) * mp.cos(angle)) / 2 for angle in angles][::-1]
+
     # 0 is left out: the weight vanishes there.
-    grid = [HALF_LN2 * mp.cos(mp.pi * k / 999) for k in range(1000)][::-1]
-    nodes = [HALF_LN2 * mp.cos(mp.pi * (k + 0.1) / (count + 0.3)) for k in range(count + 1)][::-1]
+    grid = cosines(mp.pi * k / 999 for k in range(1000 if low < 0 else 999))
+    nodes = cosines(mp.pi * (k + 0.1) / (count + 0.3) for k in range(count + 1))
     for _ in range(8):
         rows = mp.matrix(count + 1, count + 1)
         right = mp.matrix(count + 1, 1)
@@ -87,10 +100,29 @@ def polynomial(form):
     def weight(r):
         return r**2 / mp.exp(r)
 
-    coefficients = [rounded(c, form.digits) for c in remez(rest, weight, form.degree - 1)]
+    exact = remez(rest, weight, form.degree - 1, -HALF_LN2, HALF_LN2)
+    coefficients = [rounded(c, form.digits) for c in exact]
     grid = [HALF_LN2 * mp.mpf(k) / 1000 for k in range(-1000, 1001) if k]
     return coefficients, max(
         abs(weight(r) * (rest(r) - mp.polyval(coefficients[::-1], r))) for r in grid
+    )
+
+
+def atanh():
+    """Coefficients of a in double precision, and the largest relative error of 2 atanh."""
+
+    def rest(w):
+        s = mp.sqrt(w)
+        return 2 * (mp.atanh(s) - s) / (s * w)
+
+    def weight(w):
+        s = mp.sqrt(w)
+        return s * w / (2 * mp.atanh(s))
+
+    coefficients = [rounded(c, 53) for c in remez(rest, weight, ATANH_TERMS, mp.mpf(0), LARGEST_W)]
+    grid = [LARGEST_W * mp.mpf(k) / 1000 for k in range(1, 1001)]
+    return coefficients, max(
+        abs(weight(w) * (rest(w) - mp.polyval(coefficients[::-1], w))) for w in grid
     )
 
 
@@ -107,6 +139,10 @@ def constants():
         note = f"largest relative error of p: {mp.nstr(error * 2 ** (form.digits - 1), 2)} ulp of 1"
         for k, value in enumerate(coefficients, start=2):
             yield f"C{k}_{form.suffix}", value, note if k == 2 else ""
+    coefficients, error = atanh()
+    note = f"largest relative error: {mp.nstr(error * 2**53, 2)} * 2**-53"
+    for k, value in enumerate(coefficients, start=1):
+        yield f"A{k}_F64", value, note if k == 1 else ""
 
 
 def main():
@@ -115,8 +151,9 @@ def main():
     arguments = parser.parse_args()
     found = {}
     if arguments.check:
-        source = pathlib.Path(__file__).parents[1] / "twopass" / "_exp.pxi"
-        found = dict(re.findall(r"#define (\w+) (\S+)", source.read_text()))
+        for name in SOURCES:
+            source = pathlib.Path(__file__).parents[1] / "twopass" / name
+            found.update(re.findall(r"#define (\w+) (\S+)", source.read_text()))
     wrong = 0
     for name, value, comment in constants():
         text = float(value).hex() + ("f" if name.endswith("F32") else "")
@@ -124,7 +161,7 @@ def main():
         if not arguments.check:
             print(f"#define {name} {text}" + (f"  /* {comment} */" if comment else ""))
         elif found.get(name) != text:
-            print(f"{name}: _exp.pxi has {found.get(name)}, should be {text}")
+            print(f"{name}: the source has {found.get(name)}, should be {text}")
             wrong += 1
     sys.exit(1 if wrong else 0)
 

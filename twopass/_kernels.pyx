@@ -21,7 +21,7 @@ d. The GIL is released while a kernel runs, and the floating-point environment i
 
 cimport numpy as cnp
 from cython.parallel cimport threadid
-from libc.math cimport M_SQRT1_2, frexp
+from libc.math cimport M_SQRT1_2, exp, frexp, log, log1p
 from libc.string cimport memset
 
 include "_environment.pxi"
@@ -29,6 +29,7 @@ include "_exp.pxi"
 include "_memory.pxi"
 include "_operands.pxi"
 include "_blocks.pxi"
+include "_log.pxi"
 include "_rows.pxi"
 include "_partial.pxi"
 include "_columns.pxi"

@@ -347,7 +347,7 @@ cdef void log_of_extended(
         return
     if sum.shift != 0:
         high[0] = sum.shift
-        low[0] = log(total.high) + total.exponent * M_LN2
+        low[0] = log_rounded(total.high, total.low, total.exponent)
         return
     if sum.holds != HOLDS_NOTHING and not beyond_limit(&total, unused):
         t = share_of(&total, sum.largest, unused)
@@ -360,13 +360,7 @@ cdef void log_of_extended(
                 exponent = others.exponent
             log_beside(sum.largest, rest, exponent, high, low, unused)
             return
-    if total.high > 1.5:  # so that log(high) and exponent * ln 2 do not cancel
-        total.high *= 0.5
-        total.low *= 0.5
-        total.exponent += 1
-    sum_in_two(
-        total.exponent * LN2_HIGH_F64,
-        total.exponent * LN2_LOW_F64 + (log(total.high) + total.low / total.high), high, low)
+    log_of_sum(total.high, total.low, total.exponent, high, low)
 
 
 cdef void log_beside(
@@ -374,12 +368,11 @@ cdef void log_beside(
 ) noexcept nogil:
     """high + low = log(exp(largest) + rest * 2**exponent) with high = largest."""
     cdef real as_real = <real> largest, magic
-    cdef double n, reduced
+    cdef double n
     set_magic(0, &magic)
     n = rounded(as_real, magic) - magic
-    reduced = fma(n, -LN2_HIGH_F64, largest) - n * LN2_LOW_F64
     high[0] = largest
-    low[0] = log1p(ldexp(rest / exp(reduced), <int> (exponent - n)))
+    low[0] = log1p_of(ldexp(beside(rest, n, largest, 0), <int> (exponent - n)))
 
 
 cdef void map_row(Row *row, const Extended *sum, bint logarithm, real *unused) noexcept nogil:

@@ -5,7 +5,7 @@
 # combined in grid order.  That is why no number of threads shows in the bits of a result.
 
 from cython.parallel cimport prange
-from libc.math cimport exp, fabs, ldexp, log, log1p, rint
+from libc.math cimport fabs, ldexp, rint
 from libc.stdlib cimport free, malloc
 
 cdef enum:
@@ -71,7 +71,7 @@ ctypedef struct Row:
     Sum *partials    # one per chunk
     double *largest  # one per chunk, of REDUCE_MAX
     void *tops       # LANES per block: what block_max() leaves; NULL: not wanted
-    Py_ssize_t skip  # an element that REDUCE_EXTEXP leaves out, or -1
+    Py_ssize_t skip  # an element that sums leave out, or -1
     double shift     # subtracted from x before the scale: the maximum where that is huge, else 0
     double base      # the maximum's exponent, for the algorithms that know it, else NaN
     double exponent
@@ -297,7 +297,7 @@ cdef void sum_terms(
     cdef Py_ssize_t block = block_length(terms), i = start, count
     cdef const real *x
     cdef real *to
-    cdef bint anchored = row.base == row.base
+    cdef bint anchored = row.base == row.base, skipping
     cdef double ref = row.base - highest(terms)
     cdef int speed = first_speed(row), here
     cdef real scale = <real> row.scale
@@ -306,6 +306,13 @@ cdef void sum_terms(
     while i < stop:
         count = stop - i if stop - i < block else block
         x = read(row, i, count, buffer)
+        skipping = i <= row.skip < i + count
+        if skipping:
+            if x != buffer:
+                prefetch_lines(<const char *> (x + count), count * sizeof(real))
+                memcpy(buffer, x, count * sizeof(real))
+            buffer[row.skip - i] = <real> -INFINITY
+            x = buffer
         if row.tops != NULL:
             block_max(x, count, tops_of(row, i, x))
         if ref != ref:
@@ -316,6 +323,8 @@ cdef void sum_terms(
             to = term_buffer if <const real *> terms + i == x else terms + i
         clear(&part)
         here = speed if ref == ref else CAREFUL
+        if skipping and here == FAST:
+            here = SINKING
         while here < CAREFUL and not block_terms(
                 x, ahead_of(row, i), to, count, ref, here, scale, &part):
             here += 1
@@ -323,7 +332,7 @@ cdef void sum_terms(
             block_clamped_terms(x, to, count, ref, scale, <real> row.shift, &part)
         elif here == CAREFUL:
             careful_terms(x, to, count, scale, &part)
-        if ref == ref:
+        if ref == ref and not skipping:
             speed = here  # for the rest of the chunk: such elements come in company
         if terms != NULL:
             row.refs[i // block] = part.exponent
@@ -423,17 +432,11 @@ cdef void map_blocks(
 cdef void run_chunk(const Row *row, Pass which, Py_ssize_t index, real *unused) noexcept nogil:
     cdef Py_ssize_t start = index * row.chunk, stop = start + row.chunk
     cdef real *terms = <real *> row.terms
-    cdef Sum part
     stop = stop if stop < row.n else row.n
     if which == REDUCE_MAX:
         row.largest[index] = largest_of(row, start, stop, unused)
     elif which == REDUCE_STOREEXTEXP or which == REDUCE_STOREEXP:
         sum_terms(row, start, stop, terms, &row.partials[index])
-    elif (which == REDUCE_EXTEXP or which == REDUCE_SUMEXP) and start <= row.skip < stop:
-        sum_terms(row, start, row.skip, <real *> NULL, &row.partials[index])
-        sum_terms(row, row.skip + 1, stop, <real *> NULL, &part)
-        normalise(&part)
-        combine(&row.partials[index], &part)
     elif which == REDUCE_EXTEXP or which == REDUCE_SUMEXP:
         sum_terms(row, start, stop, <real *> NULL, &row.partials[index])
     else:
@@ -569,17 +572,11 @@ cdef Py_ssize_t position_of(const Row *row, double value, real *unused) noexcept
     return 0
 
 
-cdef void sum_in_two(double a, double b, double *high, double *low) noexcept nogil:
-    """high + low = a + b, high = the rounded sum."""
-    low[0] = 0
-    high[0] = a
-    two_sum(high, low, b)
-
-
 cdef bint dominated(Row *row, const Sum *total, real *unused) noexcept nogil:
     """Whether one element holds a large share of the sum; then log sum = high + low with high the
-    element and low = log1p(others / exp(element)), accurate however small it is."""
-    cdef double largest, n, t, rest, reduced, exponent = total.exponent
+    element and low = log1p(others / exp(element)), accurate however small it is.  tile_logs() has
+    the same formulas."""
+    cdef double largest, n, t, rest, exponent = total.exponent
     cdef real as_real, unit_magic, scale = <real> row.scale
     cdef Sum others
     # exp(x) < sqrt(2) * 2**top. A cheap no, and no is the usual answer.
@@ -604,9 +601,8 @@ cdef bint dominated(Row *row, const Sum *total, real *unused) noexcept nogil:
         rest = others.high + others.low
         exponent = others.exponent
     set_high(row, largest, unused)
-    reduced = (fma(n, -LN2_HIGH_F64, row.high) + row.rest) - n * LN2_LOW_F64
     # ldexp, because the ratio may lie just above the smallest normal number and 2**k below it.
-    row.low = log1p(ldexp(rest / exp(reduced), <int> (exponent - n)))
+    row.low = log1p_of(ldexp(beside(rest, n, row.high, row.rest), <int> (exponent - n)))
     return True
 
 
@@ -624,7 +620,7 @@ cdef void log_from_sum(Row *row, const Sum *sum, real *unused) noexcept nogil:
             total.top = row.base
             if row.shift != 0:
                 set_high(row, largest, unused)
-                row.low = log(total.high) + total.exponent * M_LN2
+                row.low = log_rounded(total.high, total.low, total.exponent)
                 begin(row)
                 return
             begin(row)
@@ -635,14 +631,7 @@ cdef void log_from_sum(Row *row, const Sum *sum, real *unused) noexcept nogil:
     elif total.high == 0:
         row.high = -INFINITY
     elif not dominated(row, &total, unused):
-        if total.high > 1.5:  # so that log(high) and exponent * ln 2 do not cancel
-            total.high *= 0.5
-            total.low *= 0.5
-            total.exponent += 1
-        sum_in_two(
-            total.exponent * LN2_HIGH_F64,
-            total.exponent * LN2_LOW_F64 + (log(total.high) + total.low / total.high),
-            &row.high, &row.low)
+        log_of_sum(total.high, total.low, total.exponent, &row.high, &row.low)
 
 
 cdef void split_total(Row *row, real *unused) noexcept nogil:

@@ -218,68 +218,14 @@ ctypedef struct Training:
     bint inside             # threads share one row at a time
 
 
-cdef inline void copy_elements(
-    const Operand *array, const char *row, Py_ssize_t start, Py_ssize_t count, real *to
-) noexcept nogil:
-    if array.direct:
-        memcpy(to, <const real *> row + start, count * sizeof(real))
-    else:
-        gather(array, row, start, count, to)
-
-
-cdef void others_of_block(
-    const Row *row, Py_ssize_t start, Py_ssize_t count, real *terms, Sum *out
-) noexcept nogil:
-    """sum_terms() of the block that holds the label: the others are moved together, so that the
-    row is not cut into two odd pieces.  The label's own term is 0."""
-    cdef char space[BLOCK_BYTES + LINE_BYTES]
-    cdef char term_space[BLOCK_BYTES + LINE_BYTES]
-    cdef real *buffer = <real *> aligned(space)
-    cdef real *term_buffer = <real *> aligned(term_space)
-    cdef Py_ssize_t before = row.skip - start, after = count - before - 1
-    cdef double ref = 0
-    cdef Operand contiguous
-    cdef Row others = row[0]
-    if row.x.direct:  # the loops will request what follows the buffer
-        prefetch_lines(
-            row.x_row + (start + count) * sizeof(real), count * sizeof(real))
-    copy_elements(row.x, row.x_row, start, before, buffer)
-    copy_elements(row.x, row.x_row, row.skip + 1, after, buffer + before)
-    contiguous.direct = True
-    contiguous.itemsize = sizeof(real)
-    others.x = &contiguous
-    others.x_row = <const char *> buffer
-    others.refs = &ref
-    sum_terms(&others, 0, count - 1, term_buffer if terms != NULL else NULL, out)
-    if terms != NULL:
-        row.refs[start // block_length(terms)] = ref
-        memcpy(terms + start, term_buffer, before * sizeof(real))
-        memcpy(terms + row.skip + 1, term_buffer + before, after * sizeof(real))
-        terms[row.skip] = 0
-
-
 cdef void training_chunk(
     const Row *row, Total *logits, Py_ssize_t index, real *unused
 ) noexcept nogil:
     """One chunk's sum of exponentials without the label's, the terms kept in row.terms unless that
     is NULL, and its sum of logits unless that is."""
     cdef Py_ssize_t start = index * row.chunk, stop = start + row.chunk
-    cdef Py_ssize_t block = block_length(unused), first = row.skip // block * block, after
-    cdef real *terms = <real *> row.terms
-    cdef Sum *out = &row.partials[index]
-    cdef Sum part
     stop = stop if stop < row.n else row.n
-    if start <= row.skip < stop:
-        after = first + block if first + block < stop else stop
-        sum_terms(row, start, first, terms, out)
-        others_of_block(row, first, after - first, terms, &part)
-        normalise(&part)
-        combine(out, &part)
-        sum_terms(row, after, stop, terms, &part)
-        normalise(&part)
-        combine(out, &part)
-    else:
-        sum_terms(row, start, stop, terms, out)
+    sum_terms(row, start, stop, <real *> row.terms, &row.partials[index])
     if logits != NULL:
         sum_chunk(
             row.x, row.x_row, <const Operand *> NULL, <const char *> NULL, start, stop,
