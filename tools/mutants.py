@@ -498,7 +498,11 @@ def main():
         waiting = {pool.submit(judge, mutant): mutant for mutant in (None, *run)}
         for future in concurrent.futures.as_completed(waiting):
             mutant = waiting[future]
-            verdict, by = future.result()
+            try:
+                verdict, by = future.result()
+            except RuntimeError:
+                pool.shutdown(cancel_futures=True)
+                raise
             if mutant is None:
                 print(f"unchanged: {verdict}{by and ': '}{by}", flush=True)
                 if verdict != "survived":
