@@ -26,6 +26,9 @@ def _rows(rng, n, dtype):
     x[22] -= np.log(np.exp(x[22]).sum())  # a logarithm near 0
     # In range, but not once multiplied: the last is below the smallest normal number.
     x[24, :3] = [0, 43.5, -44][:n] if dtype == np.float32 else [0, 330, -380][:n]
+    # The same where the sum is exactly 1, so that nothing is left of its inverse.
+    x[26] = -1e5
+    x[26, :3] = [-43.5, 0, -88][:n] if dtype == np.float32 else [-378, 0, -714][:n]
     x[35] = 0
     x[36, 0] = -1e30
     return np.asarray(x, dtype)
@@ -40,6 +43,17 @@ def test_rows_of_a_tile_are_rows_alone(level, dtype, n, name):
     expected = np.stack([np.asarray(function(row)) for row in x])
     assert oracle.same_bits(function(x, axis=-1), expected)
     assert oracle.same_bits(function(x[:19], axis=-1, n_threads=3), expected[:19])
+
+
+def test_small_results_of_a_tile(level, dtype, rng):
+    """What is left of 1/sum times a term is below the smallest normal number, if scaled first."""
+    x = np.empty((400, 30), dtype)
+    x[:, :4] = (-40, 0, -0.7, -1.1) if dtype == np.float32 else (-325, 0, -0.7, -1.1)
+    x[:, 1] -= rng.uniform(0, 0.3, 400)
+    low, high = (-84.5, -78) if dtype == np.float32 else (-706, -703)
+    x[:, 4:] = rng.uniform(low, high, (400, 26))
+    expected = np.stack([twopass.softmax(row) for row in x])
+    assert oracle.same_bits(twopass.softmax(x, axis=1), expected)
 
 
 @pytest.mark.parametrize("n", [1, 10, 33])
