@@ -318,7 +318,7 @@ cdef void add_row(Row *row, Extended *sum, real *unused) noexcept nogil:
         part.largest = reduce_largest(row, unused)
         if is_large(&total, part.largest, unused):
             part.holds = HOLDS_LARGEST
-            if (total.high - share_of(&total, part.largest, unused)) < 0.3 * total.high:
+            if (total.high - share_of(&total, part.largest, unused)) < 0.6 * total.high:
                 hold_rest(row, &part, unused)
     if part.holds == HOLDS_NOTHING:
         part.largest = 0
@@ -354,7 +354,7 @@ cdef void log_of_extended(
         if t >= 0.4 * total.high:
             rest = (total.high - t) + total.low
             exponent = total.exponent
-            if rest < 0.25 * total.high and sum.holds == HOLDS_REST:
+            if rest < 0.5 * total.high and sum.holds == HOLDS_REST:
                 round_exact(&sum.rest, &others)
                 rest = others.high + others.low
                 exponent = others.exponent

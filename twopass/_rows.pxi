@@ -590,7 +590,7 @@ cdef bint dominated(Row *row, const Sum *total, real *unused) noexcept nogil:
     if t < 0.4 * total.high:
         return False
     rest = (total.high - t) + total.low
-    if rest < 0.25 * total.high:  # then the rounding of its pair may show in what is left
+    if rest < 0.5 * total.high:  # then the rounding of its pair may show in what is left
         row.skip = position_of(row, largest, unused)
         others = reduce(row, REDUCE_EXTEXP, unused)
         if needs_maximum(&others, scale, unused):

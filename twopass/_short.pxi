@@ -222,23 +222,21 @@ cdef void softmax_tile(
 
 
 cdef void reduce_others(
-    real *tile, Py_ssize_t n, const Tile *found, const bint *again, double *rest, double *exponent
+    real *tile, Py_ssize_t n, const Tile *found, const bint *again, const real *largest_term,
+    double *rest, double *exponent
 ) noexcept nogil:
-    """The sum of what is left of the rows `again` without their largest term: rest * 2**exponent,
-    as reduce() gives it."""
+    """The sum of what is left of the rows `again` without their largest term, of which there is but
+    one: rest * 2**exponent, as reduce() gives it."""
     cdef double total[LANES * TILE]
     cdef double error[LANES * TILE]
-    cdef real half[TILE]
+    cdef real left_out[TILE]
     cdef Py_ssize_t k, r
     cdef Sum others
     for r in range(TILE):
-        half[r] = <real> INFINITY
-        if again[r]:
-            half[r] = <real> (
-                0.5 * found.sums[r].high * power(found.sums[r].exponent - found.ref[r]))
+        left_out[r] = largest_term[r] if again[r] else 0
     for k in range(n):
         for r in range(TILE):
-            tile[k * TILE + r] = 0 if tile[k * TILE + r] > half[r] else tile[k * TILE + r]
+            tile[k * TILE + r] = 0 if tile[k * TILE + r] == left_out[r] else tile[k * TILE + r]
     tile_sums(<const real *> tile, n, total, error)
     for r in range(TILE):
         if again[r]:
@@ -258,6 +256,7 @@ cdef void tile_logs(
     """log_from_sum() of each row, from its largest element, terms (lost then) and sum."""
     cdef real exponent[TILE]  # the largest element is mantissa * 2**exponent
     cdef real mantissas[TILE]
+    cdef real terms[TILE]  # its term in the tile
     cdef double rest[TILE]  # the sum without it, times 2**rest_exponent
     cdef double rest_exponent[TILE]
     cdef double total[TILE]
@@ -278,14 +277,16 @@ cdef void tile_logs(
         rest_exponent[r] = total_exponent[r]
         exponent[r] = rounded(largest[r], magic) - magic
         mantissas[r] = mantissa(largest[r], exponent[r])
+        terms[r] = times_power(mantissas[r], magic + (exponent[r] - <real> found.ref[r]))
     for r in range(TILE):
         t = times_power(<double> mantissas[r], magic64 - (total_exponent[r] - exponent[r]))
         rest[r] = (total[r] - t) + low[r]
         large[r] = t >= 0.4 * total[r]
-        again[r] = large[r] and rest[r] < 0.25 * total[r] and found.in_range[r]
+        again[r] = large[r] and rest[r] < 0.5 * total[r] and found.in_range[r]
         any_again |= again[r]
     if any_again:
-        reduce_others(tile, n, found, again, rest, rest_exponent)
+        reduce_others(
+            tile, n, found, again, <const real *> terms, rest, rest_exponent)
     for r in range(TILE):
         k = rest_exponent[r] - exponent[r]
         log_rest = log1p_of(
