@@ -80,8 +80,8 @@ def softmax(
     A NaN or +inf anywhere in a row makes the row NaN, -inf gives 0, a row of only -inf is NaN
     unless `all_masked` says otherwise: no option hides a NaN that counts. (Infinities stay so at
     the scale 0, and change sign with it.) Results below the smallest normal number are 0. For
-    ``|scale * x| <= 1000`` every other result has a relative error of at most ``2 * 2**-23``
-    (float32, x86-64-v3 and -v4) or ``3 * 2**-52`` (float64), whatever the length; halves are that
+    ``|scale * x| <= 1000`` every other result has a relative error of at most ``2.5 * 2**-23``
+    (float32; 3 on x86-64-v2) or ``3 * 2**-52`` (float64), whatever the length; halves are that
     rounded to nearest even. The bits depend neither on the number of threads, nor on the
     row's place in the batch, nor on alignment; rows (contiguous or gathered) and columns (an axis
     before a contiguous one) are different kernels, whose last bits may differ.
