@@ -52,6 +52,8 @@ def python(tmp_path):
 
     def run(code, timeout=120, **environment):
         env = {**os.environ, **environment}
+        # scikit-learn, where a test has imported it, sets it: docs/howto/threads.md has what follows.
+        env.pop("KMP_INIT_AT_FORK", None)
         return subprocess.run(
             [sys.executable, "-W", "error", "-c", code], env=env, cwd=tmp_path, timeout=timeout,
             capture_output=True, text=True, check=False,
