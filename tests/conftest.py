@@ -52,7 +52,7 @@ def python(tmp_path):
 
     def run(code, timeout=120, **environment):
         env = {**os.environ, **environment}
-        # scikit-learn, where a test has imported it, sets it: docs/howto/threads.md has what follows.
+        # Set by scikit-learn, where a test has imported it; see docs/howto/threads.md.
         env.pop("KMP_INIT_AT_FORK", None)
         return subprocess.run(
             [sys.executable, "-W", "error", "-c", code], env=env, cwd=tmp_path, timeout=timeout,
