@@ -15,8 +15,8 @@ from twopass import isa
 #: Largest error of the mantissa in ulps of 1: 2**-23 and 2**-52. Of all float32 numbers,
 #: tools/every_float.json has the largest. Of those of float64 that were tried it is 0.728 at
 #: x = 0x1.87ce8558adf40p+9 with FMA, and without 0.711 at x = -0x1.40e8460e72f8fp+7. With FMA it
-#: cannot be above 0.79: r is rounded by 1/8, r + r**2 q(r) by 1/8 and all of it by 1/4 where it is below 1,
-#: and 0.707 at least; r**2 and q add less than 0.06, the constants 0.05.
+#: cannot be above 0.79: r is rounded by 1/8, r + r**2 q(r) by 1/8 and all of it by 1/4 where it is
+#: below 1, and 0.707 at least; r**2 and q add less than 0.06, the constants 0.05.
 BOUNDS = {
     ("float32", True): 0.74, ("float64", True): 0.76,
     ("float32", False): 0.74, ("float64", False): 0.76,
