@@ -91,7 +91,6 @@ def test_environment_with_a_level_that_the_cpu_lacks(python):
 import sys, types
 cpu = types.ModuleType("twopass._cpu")
 cpu.x86_64_level = lambda: 2
-cpu.amd_family = lambda: 0
 sys.modules["twopass._cpu"] = cpu
 import twopass
 """

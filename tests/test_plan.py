@@ -10,7 +10,7 @@ from twopass import _machine, passes
 from twopass._machine import Machine
 from twopass._plan import SCRATCH_BYTES, Geometry, choose
 
-MACHINE = Machine(l1=32 << 10, l2=1 << 20, last_level=32 << 20, streaming_pays=True)
+MACHINE = Machine(l1=32 << 10, l2=1 << 20, last_level=32 << 20)
 MIB = 1 << 20
 
 
@@ -67,9 +67,8 @@ def test_the_machine_decides():
     assert not _choose(row, machine=large).nontemporal
     assert _choose(row, machine=small).nontemporal
     batch = _geometry(65536, 1024)
-    slow_streams = dataclasses.replace(MACHINE, streaming_pays=False)
     assert _choose(batch).nontemporal
-    assert not _choose(batch, machine=slow_streams).nontemporal
+    assert not _choose(batch, machine=Machine(last_level=1 << 30)).nontemporal
 
 
 @pytest.mark.parametrize("request_", REQUESTS)

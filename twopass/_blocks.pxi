@@ -9,7 +9,9 @@
 #    Where several are right they give the same bits.
 # c. A scale multiplies x.  It is positive; 0 stands for none, which spares a multiplication.
 # d. `ahead` is where to request memory from meanwhile: what the blocks that come are read from.
-# e. Contract: n >= 1, x and y do not overlap, nothing is validated, nothing can fail.
+# e. Where `streaming`, y is whole cache lines, and each is streamed as soon as it is computed: the
+#    stores of one go on behind the arithmetic of the next.
+# f. Contract: n >= 1, x and y do not overlap, nothing is validated, nothing can fail.
 #
 # The output of a fast loop that returned False is garbage.
 
@@ -192,6 +194,17 @@ cdef inline real times_pair(real value, real factor, real factor_low) noexcept n
         return fma(value, factor, value * factor_low)
 
 
+cdef inline real term_of(
+    real x, real t, real magic, bint scaling, real scale, bint mapping, real factor,
+    real factor_low
+) noexcept nogil:
+    """term(x) where t = rounded(x), times the factor where `mapping`."""
+    cdef real p = mantissa_at(x, t - magic, scaling, scale)
+    if mapping:
+        p = times_pair(p, factor, factor_low)
+    return times_power(p, t)
+
+
 cdef inline void segment(
     const real *x, real *to, Py_ssize_t n, real magic, bint sinking, real bottom, real floor,
     bint scaling, real scale, bint mapping, real factor, real factor_low, bits *low, bits *high
@@ -206,13 +219,50 @@ cdef inline void segment(
         i = bits_of(t, least)
         least = i if i < least else least
         most = i if i > most else most
-        p = mantissa_at(value, t - magic, scaling, scale)
-        if mapping:
-            p = times_pair(p, factor, factor_low)
-        p = times_power(p, t)
+        p = term_of(value, t, magic, scaling, scale, mapping, factor, factor_low)
         to[j] = 0 if sinking and x[j] < bottom else p
     low[0] = least
     high[0] = most
+
+
+cdef inline void stream_segment(
+    const real *x, const char *ahead, real *to, Py_ssize_t n, real magic, bint sinking,
+    real bottom, real floor, bint scaling, real scale, real factor, real factor_low,
+    bits *low, bits *high
+) noexcept nogil:
+    """segment() of whole cache lines, mapped and streamed.
+
+    The range is watched in one vector: more of them would not stay in registers.
+    """
+    cdef bits least[LANES]
+    cdef bits most[LANES]
+    cdef real line[LANES]
+    cdef Py_ssize_t k = 0, i, j, vector = VECTOR_BYTES // sizeof(real)
+    cdef real value, t, p
+    cdef bits a
+    for j in range(vector):
+        least[j] = low[0]
+        most[j] = high[0]
+    while k < n:
+        prefetch(ahead + k * sizeof(real))
+        for i in range(LINE_BYTES // VECTOR_BYTES):
+            for j in range(vector):
+                value = x[k + i * vector + j]
+                if sinking:
+                    value = floor if value < bottom else value
+                t = rounded_at(value, magic, scaling, scale)
+                a = bits_of(t, least[j])
+                least[j] = a if a < least[j] else least[j]
+                most[j] = a if a > most[j] else most[j]
+                p = term_of(value, t, magic, scaling, scale, True, factor, factor_low)
+                if sinking:
+                    p = 0 if x[k + i * vector + j] < bottom else p
+                line[i * vector + j] = p
+        stream_lines(<char *> (to + k), <const char *> line, LINE_BYTES)
+        k += line_length(x)
+    for j in range(vector):
+        low[0] = least[j] if least[j] < low[0] else low[0]
+        high[0] = most[j] if most[j] > high[0] else high[0]
 
 
 cdef inline void add_lanes(
@@ -300,13 +350,18 @@ cdef inline void unpad_step(real *pad, Py_ssize_t n, real *to) noexcept nogil:
 
 cdef inline void block_segments(
     const real *x, const char *ahead, real *to, Py_ssize_t n, real magic, bint sinking,
-    real bottom, real floor, bint scaling, real scale, bint mapping, real factor, real factor_low,
-    bits *low, bits *high, double *total, double *error
+    real bottom, real floor, bint scaling, real scale, bint mapping, bint streaming, real factor,
+    real factor_low, bits *low, bits *high, double *total, double *error
 ) noexcept nogil:
     """The terms go to `to` unless that is NULL, and to the totals unless `mapping`."""
     cdef real pad[STEP]
     cdef real padded[STEP]
     cdef Py_ssize_t k = 0, count, whole = n // STEP * STEP
+    if streaming:
+        stream_segment(
+            x, ahead, to, n, magic, sinking, bottom, floor, scaling, scale, factor, factor_low,
+            low, high)
+        return
     if to == NULL:
         sum_steps(
             x, ahead, whole, magic, sinking, bottom, floor, scaling, scale, low, high, total, error)
@@ -332,7 +387,7 @@ cdef inline void block_segments(
 
 cdef inline bint block_in_range(
     const real *x, const char *ahead, real *to, Py_ssize_t n, double ref, bint sinking,
-    bint scaling, real scale, bint mapping, real factor, real factor_low, Sum *out
+    bint scaling, real scale, bint mapping, bint streaming, real factor, real factor_low, Sum *out
 ) noexcept nogil:
     cdef double total[LANES]
     cdef double error[LANES]
@@ -356,15 +411,15 @@ cdef inline bint block_in_range(
         low32 = bits_of(t, low32)
         high32 = low32
         block_segments(
-            x, ahead, to, n, magic, sinking, bottom, floor, scaling, scale, mapping, factor,
-            factor_low, &low32, &high32, total, error)
+            x, ahead, to, n, magic, sinking, bottom, floor, scaling, scale, mapping, streaming,
+            factor, factor_low, &low32, &high32, total, error)
         memcpy(&t, &high32, 4)
     else:
         low64 = bits_of(t, low64)
         high64 = low64
         block_segments(
-            x, ahead, to, n, magic, sinking, bottom, floor, scaling, scale, mapping, factor,
-            factor_low, &low64, &high64, total, error)
+            x, ahead, to, n, magic, sinking, bottom, floor, scaling, scale, mapping, streaming,
+            factor, factor_low, &low64, &high64, total, error)
         memcpy(&t, &high64, 8)
     if not mapping:
         collapse(total, error, sizeof(real) == 8, out)
@@ -380,20 +435,20 @@ cdef inline bint block_in_range(
 
 cdef inline bint block_at(
     const real *x, const char *ahead, real *to, Py_ssize_t n, double ref, int speed, real scale,
-    bint mapping, real factor, real factor_low, Sum *out
+    bint mapping, bint streaming, real factor, real factor_low, Sum *out
 ) noexcept nogil:
     """block_in_range() with constants, so that each loop is compiled for what it does."""
     if speed == FAST and scale == 0:
         return block_in_range(
-            x, ahead, to, n, ref, False, False, scale, mapping, factor, factor_low, out)
+            x, ahead, to, n, ref, False, False, scale, mapping, streaming, factor, factor_low, out)
     if speed == FAST:
         return block_in_range(
-            x, ahead, to, n, ref, False, True, scale, mapping, factor, factor_low, out)
+            x, ahead, to, n, ref, False, True, scale, mapping, streaming, factor, factor_low, out)
     if scale == 0:
         return block_in_range(
-            x, ahead, to, n, ref, True, False, scale, mapping, factor, factor_low, out)
+            x, ahead, to, n, ref, True, False, scale, mapping, streaming, factor, factor_low, out)
     return block_in_range(
-        x, ahead, to, n, ref, True, True, scale, mapping, factor, factor_low, out)
+        x, ahead, to, n, ref, True, True, scale, mapping, streaming, factor, factor_low, out)
 
 
 cdef bint block_terms(
@@ -401,16 +456,20 @@ cdef bint block_terms(
     Sum *out
 ) noexcept nogil:
     """Sum of term(x); the terms are kept in `terms` unless that is NULL.  False: not in range."""
-    return block_at(x, ahead, terms, n, ref, speed, scale, False, <real> 1, <real> 0, out)
+    return block_at(
+        x, ahead, terms, n, ref, speed, scale, False, False, <real> 1, <real> 0, out)
 
 
 cdef bint block_map(
     const real *x, const char *ahead, real *y, Py_ssize_t n, double exponent, int speed, real scale,
-    real inverse, real inverse_low
+    real inverse, real inverse_low, bint streaming
 ) noexcept nogil:
     """y = exp(x) * 2**-exponent * inverse.  False: some y is not in range."""
+    if streaming:
+        return block_at(
+            x, ahead, y, n, exponent, speed, scale, True, True, inverse, inverse_low, <Sum *> NULL)
     return block_at(
-        x, ahead, y, n, exponent, speed, scale, True, inverse, inverse_low, <Sum *> NULL)
+        x, ahead, y, n, exponent, speed, scale, True, False, inverse, inverse_low, <Sum *> NULL)
 
 
 # Any terms --------------------------------------------------------------------------------------
@@ -552,8 +611,32 @@ cdef inline bint folds(double factor, real inverse_low) noexcept nogil:
         smallest_exponent(&inverse_low) - lowest(&inverse_low) + 1)
 
 
+cdef inline void rescale_at(
+    const real *terms, real *y, Py_ssize_t n, bint folded, real inverse, real inverse_low,
+    real factor, bint streaming
+) noexcept nogil:
+    """y = terms * inverse, times the factor unless it is folded into the inverse."""
+    cdef real line[LANES]
+    cdef Py_ssize_t k = 0, j
+    if not streaming:
+        for j in range(n):
+            y[j] = times_pair(terms[j], inverse, inverse_low)
+            if not folded:
+                y[j] *= factor
+        return
+    while k < n:
+        prefetch(<const char *> (terms + k) + 1024)
+        for j in range(line_length(terms)):
+            line[j] = times_pair(terms[k + j], inverse, inverse_low)
+            if not folded:
+                line[j] *= factor
+        stream_lines(<char *> (y + k), <const char *> line, LINE_BYTES)
+        k += line_length(terms)
+
+
 cdef void block_rescale(
-    const real *terms, real *y, Py_ssize_t n, double exponent, real inverse, real inverse_low
+    const real *terms, real *y, Py_ssize_t n, double exponent, real inverse, real inverse_low,
+    bint streaming
 ) noexcept nogil:
     """y = terms * inverse * 2**exponent, 0 below the smallest normal number.  y may be terms.
 
@@ -566,13 +649,10 @@ cdef void block_rescale(
     if rescales(exponent, terms):
         factor = <real> power(exponent)
         if folds(factor, inverse_low):
-            inverse *= factor
-            inverse_low *= factor
-            for i in range(n):
-                y[i] = times_pair(terms[i], inverse, inverse_low)
+            rescale_at(
+                terms, y, n, True, inverse * factor, inverse_low * factor, factor, streaming)
         else:
-            for i in range(n):
-                y[i] = times_pair(terms[i], inverse, inverse_low) * factor
+            rescale_at(terms, y, n, False, inverse, inverse_low, factor, streaming)
         return
     # In two exact steps, because 2**exponent alone may underflow.
     factor = <real> power(exponent // 2)
@@ -584,14 +664,39 @@ cdef void block_rescale(
 
 # log_softmax ------------------------------------------------------------------------------------
 
+cdef inline void subtract_run(
+    const real *x, real *y, Py_ssize_t n, bint scaling, real scale, real high, real rest, real low
+) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(n):
+        if scaling:
+            y[i] = (product_minus(x[i], scale, high) - rest) - low
+        else:
+            y[i] = (x[i] - high) - low
+
+
+cdef inline void subtract_at(
+    const real *x, const char *ahead, real *y, Py_ssize_t n, bint scaling, real scale, real high,
+    real rest, real low, bint streaming
+) noexcept nogil:
+    cdef real line[LANES]
+    cdef Py_ssize_t k = 0
+    if not streaming:
+        subtract_run(x, y, n, scaling, scale, high, rest, low)
+        return
+    while k < n:
+        prefetch(ahead + k * sizeof(real))
+        subtract_run(x + k, line, line_length(x), scaling, scale, high, rest, low)
+        stream_lines(<char *> (y + k), <const char *> line, LINE_BYTES)
+        k += line_length(x)
+
+
 cdef void block_subtract(
-    const real *x, real *y, Py_ssize_t n, real scale, real high, real rest, real low
+    const real *x, const char *ahead, real *y, Py_ssize_t n, real scale, real high, real rest,
+    real low, bint streaming
 ) noexcept nogil:
     """y = x - high - rest - low, rest 0 without a scale.  y may be x."""
-    cdef Py_ssize_t i
     if scale == 0:
-        for i in range(n):
-            y[i] = (x[i] - high) - low
+        subtract_at(x, ahead, y, n, False, scale, high, rest, low, streaming)
     else:
-        for i in range(n):
-            y[i] = (product_minus(x[i], scale, high) - rest) - low
+        subtract_at(x, ahead, y, n, True, scale, high, rest, low, streaming)

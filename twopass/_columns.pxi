@@ -45,6 +45,7 @@ ctypedef struct Columns:
     bint streaming
     bint overwrites
     Sum *partials        # n_chunks x COLUMNS
+    void *maxima         # n_chunks x COLUMNS, of logarithms; else NULL
     Row *row             # a column as a row, for those that _rows.pxi does
     # 6 x COLUMNS: the columns' scales, shift, floor, magic, inverse, its rest; or
     # scales, high, low, rest.
@@ -116,6 +117,40 @@ cdef inline void map_line(
         k += count
     low[0] = least
     high[0] = most
+
+
+cdef inline void stream_line(
+    const real *x, real *y, Py_ssize_t width, const char *ahead, const real *magic, bint scaling,
+    const real *scale, const real *inverse, const real *inverse_low, bits *low, bits *high
+) noexcept nogil:
+    """map_line() of whole cache lines, each streamed as soon as it is computed."""
+    cdef bits least[LANES]
+    cdef bits most[LANES]
+    cdef real line[LANES]
+    cdef Py_ssize_t k = 0, i, j, l, vector = VECTOR_BYTES // sizeof(real)
+    cdef real t
+    cdef bits a
+    for j in range(vector):
+        least[j] = low[0]
+        most[j] = high[0]
+    while k < width:
+        prefetch(ahead + k * sizeof(real))
+        for i in range(LINE_BYTES // VECTOR_BYTES):
+            for j in range(vector):
+                l = k + i * vector + j
+                t = rounded_at(x[l], magic[l], scaling, scale[l])
+                a = bits_of(t, least[j])
+                least[j] = a if a < least[j] else least[j]
+                most[j] = a if a > most[j] else most[j]
+                line[i * vector + j] = times_power(
+                    times_pair(
+                        mantissa_at(x[l], t - magic[l], scaling, scale[l]), inverse[l],
+                        inverse_low[l]), t)
+        stream_lines(<char *> (y + k), <const char *> line, LINE_BYTES)
+        k += line_length(x)
+    for j in range(vector):
+        low[0] = least[j] if least[j] < low[0] else low[0]
+        high[0] = most[j] if most[j] > high[0] else high[0]
 
 
 cdef void edit_line(const Columns *block, Py_ssize_t i, real *to) noexcept nogil:
@@ -211,11 +246,9 @@ cdef bint try_block(
 cdef void column_maxima(
     const char *x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t width, real *top
 ) noexcept nogil:
-    """The largest of each column, NaN left aside."""
+    """The largest of each column and of what is in `top`, NaN left aside."""
     cdef Py_ssize_t i, j
     cdef const real *line
-    for j in range(width):
-        top[j] = <real> -INFINITY
     for i in range(rows):
         line = <const real *> (x + i * stride)
         for j in range(width):
@@ -234,6 +267,8 @@ cdef void careful_block(
     cdef const real *b
     cdef const real *scales = <const real *> block.parameters
     cdef double k, scale
+    for j in range(width):
+        top[j] = <real> -INFINITY
     column_maxima(block.x + start * block.x_stride, block.x_stride, rows, width, top)
     for j in range(width):
         nothing[j] = <real> -INFINITY
@@ -262,9 +297,10 @@ cdef void careful_block(
 
 
 cdef void column_sums(
-    const Columns *block, Py_ssize_t start, Py_ssize_t stop, Sum *sums, const real *unused
+    const Columns *block, Py_ssize_t start, Py_ssize_t stop, Sum *sums, real *maxima
 ) noexcept nogil:
-    """The extended sum of every column over rows start ... stop."""
+    """The extended sum of every column over rows start ... stop, and its largest element unless
+    `maxima` is NULL."""
     cdef double total[COLUMNS]
     cdef double error[COLUMNS]
     cdef real floor[COLUMNS]
@@ -279,9 +315,9 @@ cdef void column_sums(
     cdef int32_t low32 = 0, high32 = 0
     cdef int64_t low64 = 0, high64 = 0
     if real is float:
-        range_limits(unused, &low32, &high32)
+        range_limits(maxima, &low32, &high32)
     else:
-        range_limits(unused, &low64, &high64)
+        range_limits(maxima, &low64, &high64)
     if block.edited:
         edited = block[0]
         edited.x = <const char *> tile
@@ -289,17 +325,19 @@ cdef void column_sums(
         edit_line(block, start, <real *> tile)
         x = <const real *> tile
     for j in range(block.width):
+        if maxima != NULL:
+            maxima[j] = <real> -INFINITY
         clear(&sums[j])
         total[j] = 0
         error[j] = 0
         # Any nearby exponent will do as the reference; the first row's is at hand.
-        sums[j].exponent = window(unused) + exponent_of(
+        sums[j].exponent = window(maxima) + exponent_of(
             x[j] * <double> scale[j] if block.scaling else x[j])
         if not fabs(sums[j].exponent) < exponent_limit(<real> block.scaling):
             sums[j].exponent = 0
             careful = True
         set_magic(sums[j].exponent, &magic[j])
-        floor[j] = <real> ((sums[j].exponent + lowest(unused)) * M_LN2)
+        floor[j] = <real> ((sums[j].exponent + lowest(maxima)) * M_LN2)
     while i < stop:
         rows = stop - i if stop - i < BLOCK_ROWS else BLOCK_ROWS
         careful = careful or rows % 2 == 1
@@ -319,6 +357,9 @@ cdef void column_sums(
                     source, first, rows, <const real *> magic, total, error, sums, low64, high64)
         if careful:
             careful_block(source, first, rows, magic, floor, total, error, sums)
+        if maxima != NULL:  # while the rows are in a cache
+            column_maxima(
+                source.x + first * source.x_stride, source.x_stride, rows, block.width, maxima)
         i += rows
     for j in range(block.width):
         # _rows.pxi sums a column anew when it is too high.
@@ -327,16 +368,26 @@ cdef void column_sums(
 
 
 cdef inline void map_any_line(
-    const Columns *block, const real *x, real *y, const char *ahead, const real *magic,
-    const real *inverse, const real *inverse_low, bits *low, bits *high
+    const Columns *block, const real *x, real *y, bint streaming, const char *ahead,
+    const real *magic, const real *inverse, const real *inverse_low, bits *low, bits *high
 ) noexcept nogil:
+    """map_line(); `streaming`: y begins on a cache line."""
     cdef const real *scale = <const real *> block.parameters
+    cdef Py_ssize_t width = block.width, k = width // line_length(x) * line_length(x)
+    if streaming and block.scaling:
+        stream_line(x, y, k, ahead, magic, True, scale, inverse, inverse_low, low, high)
+    elif streaming:
+        stream_line(x, y, k, ahead, magic, False, scale, inverse, inverse_low, low, high)
+    else:
+        k = 0
     if block.scaling:
         map_line(
-            x, y, block.width, ahead, magic, True, scale, inverse, inverse_low, low, high)
+            x + k, y + k, width - k, ahead + k * sizeof(real), magic + k, True, scale + k,
+            inverse + k, inverse_low + k, low, high)
     else:
         map_line(
-            x, y, block.width, ahead, magic, False, scale, inverse, inverse_low, low, high)
+            x + k, y + k, width - k, ahead + k * sizeof(real), magic + k, False, scale + k,
+            inverse + k, inverse_low + k, low, high)
 
 
 cdef void map_columns(
@@ -354,7 +405,7 @@ cdef void map_columns(
     # clamped_map() needs room above the result for its comparison; the magic numbers have it.
     cdef real factor = <real> power(-highest(unused))
     cdef real threshold = <real> power(smallest_exponent(unused) + highest(unused))
-    cdef bint beside = block.streaming or block.overwrites or block.scattered
+    cdef bint elsewhere = block.overwrites or block.scattered, beside, lines
     cdef bint careful = block.logarithm
     cdef Py_ssize_t i, j
     cdef const real *x
@@ -370,7 +421,11 @@ cdef void map_columns(
         careful |= shift[j] != 0 or not inverse[j] > 0
     for i in range(start, stop):
         x = <const real *> (block.x + i * block.x_stride)
-        y = <real *> buffer if beside else <real *> (block.y + i * block.y_stride)
+        y = <real *> (block.y + i * block.y_stride)
+        lines = block.streaming and not elsewhere and not careful and to_line(y) == 0
+        beside = elsewhere or block.streaming and not lines
+        if beside:
+            y = buffer
         ahead = <const char *> x + PREFETCH_ROWS * block.x_stride
         if block.edited:
             edit_line(block, i, <real *> line)
@@ -388,13 +443,13 @@ cdef void map_columns(
                 least32 = high32
                 most32 = low32
                 map_any_line(
-                    block, x, y, ahead, magic, inverse, inverse_low, &least32, &most32)
+                    block, x, y, lines, ahead, magic, inverse, inverse_low, &least32, &most32)
                 careful = least32 < low32 or most32 > high32
             else:
                 least64 = high64
                 most64 = low64
                 map_any_line(
-                    block, x, y, ahead, magic, inverse, inverse_low, &least64, &most64)
+                    block, x, y, lines, ahead, magic, inverse, inverse_low, &least64, &most64)
                 careful = least64 < low64 or most64 > high64
         if careful and not block.logarithm:
             if block.scaling:
@@ -414,7 +469,7 @@ cdef void map_columns(
             scatter_kind(
                 block.y_kind, block.y + i * block.y_stride, block.y_column, block.width,
                 <const real *> buffer)
-        elif block.streaming:
+        elif block.streaming and beside:
             stream(<real *> (block.y + i * block.y_stride), <const real *> buffer, block.width)
         elif beside:
             memcpy(block.y + i * block.y_stride, buffer, block.width * sizeof(real))
@@ -432,6 +487,8 @@ cdef void take_column(const Columns *block, Py_ssize_t j, const real *unused) no
         set_scale(row, block.scales[j * block.scale_step])
     if block.scaling:
         row.scale = (<const real *> block.parameters)[j]
+    if block.maxima != NULL:
+        row.maximum = (<const real *> block.maxima)[j]
 
 
 cdef void set_scales(Columns *block, real *scale) noexcept nogil:
@@ -487,7 +544,10 @@ cdef void set_parameters(const Columns *block, real *parameters) noexcept nogil:
 cdef void column_chunk_sums(const Columns *block, Py_ssize_t index, real *unused) noexcept nogil:
     cdef Py_ssize_t start = index * block.chunk, stop = start + block.chunk
     stop = stop if stop < block.n else block.n
-    column_sums(block, start, stop, block.partials + index * COLUMNS, unused)
+    cdef real *maxima = <real *> block.maxima
+    column_sums(
+        block, start, stop, block.partials + index * COLUMNS,
+        maxima + index * COLUMNS if maxima != NULL else NULL)
 
 
 cdef void column_chunk_map(const Columns *block, Py_ssize_t index, real *unused) noexcept nogil:
@@ -534,6 +594,8 @@ cdef void run_alike(Columns *block, bint reduce_only, real *unused) noexcept nog
 
 cdef void run_columns(Columns *block, bint reduce_only, real *unused) noexcept nogil:
     cdef Py_ssize_t index, j
+    cdef real *maxima = <real *> block.maxima
+    cdef real value
     cdef Environment callers
     set_scales(block, <real *> block.parameters)
     if block.n_threads == 1:
@@ -550,6 +612,9 @@ cdef void run_columns(Columns *block, bint reduce_only, real *unused) noexcept n
         for j in range(block.width):
             normalise(&block.partials[index * COLUMNS + j])
             combine(&block.partials[j], &block.partials[index * COLUMNS + j])
+            if maxima != NULL:
+                value = maxima[index * COLUMNS + j]
+                maxima[j] = value if value > maxima[j] else maxima[j]
     if reduce_only:
         for j in range(block.width):
             normalise(&block.partials[j])

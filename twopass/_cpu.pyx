@@ -8,7 +8,6 @@ include "_environment.pxi"
 cdef extern from *:
     """
     #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-    #include <cpuid.h>
     /* By features: __builtin_cpu_supports("x86-64-v3") needs gcc 12 or a recent clang. The builtin
        asks the operating system about the registers, too. Features that come with those listed on
        every CPU ever sold (cx16, lahf, f16c, lzcnt, movbe) are left out. */
@@ -26,31 +25,16 @@ cdef extern from *:
             return 3;
         return 4;
     }
-    static int twopass_amd_family(void) {
-        unsigned a, b, c, d, family;
-        if (!__get_cpuid(0, &a, &b, &c, &d) || b != 0x68747541)  /* "Auth"enticAMD */
-            return 0;
-        __get_cpuid(1, &a, &b, &c, &d);
-        family = (a >> 8) & 15;
-        return (int) (family == 15 ? family + ((a >> 20) & 255) : family);
-    }
     #else
     static int twopass_level(void) { return 0; }
-    static int twopass_amd_family(void) { return 0; }
     #endif
     """
     int twopass_level() noexcept nogil
-    int twopass_amd_family() noexcept nogil
 
 
 def x86_64_level():
     """The highest x86-64 psABI level (1 to 4) that this CPU runs; 0 on other architectures."""
     return twopass_level()
-
-
-def amd_family():
-    """The family number of an AMD CPU (25: Zen 3 and 4, 26: Zen 5); 0 for all others."""
-    return twopass_amd_family()
 
 
 cdef class DefaultEnvironment:

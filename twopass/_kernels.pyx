@@ -553,7 +553,7 @@ cdef inline Py_ssize_t lead_of(const Call *call) noexcept nogil:
 cdef Py_ssize_t columns_bytes(const Columns *block, Py_ssize_t itemsize) noexcept nogil:
     """The workspace of one thread."""
     cdef Py_ssize_t row_chunks = (block.n - 1) // chunk_length(block.n) + 1
-    return (block.n_chunks * COLUMNS * sizeof(Sum) + 6 * COLUMNS * itemsize
+    return (block.n_chunks * COLUMNS * (sizeof(Sum) + itemsize) + 6 * COLUMNS * itemsize
             + row_chunks * (sizeof(Sum) + sizeof(double)))
 
 
@@ -582,6 +582,8 @@ cdef void run_columns_range(
     row.partials = block.partials + chunks * COLUMNS
     row.largest = <double *> (row.partials + row_chunks)
     block.parameters = row.largest + row_chunks
+    if block.logarithm or call.operation == LOGSUMEXP:
+        block.maxima = <real *> block.parameters + 6 * COLUMNS
     block.row = &row
     for task in range(first, last):
         # The first block is narrower, so that the others begin on a cache line of y.

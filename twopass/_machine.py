@@ -4,8 +4,6 @@ import functools
 import os
 from dataclasses import dataclass
 
-from twopass import _cpu
-
 # Paths as text: pathlib would double the time that `import twopass` takes.
 _CACHES = "/sys/devices/system/cpu/cpu0/cache"
 _CGROUPS = "/sys/fs/cgroup"
@@ -18,7 +16,6 @@ class Machine:
     l1: int = 32 << 10
     l2: int = 1 << 20
     last_level: int = 32 << 20  # of the caches that the first CPU uses
-    streaming_pays: bool = True  # non-temporal stores, also for rows that fit in L2
     caches_from: str = "assumed"
 
 
@@ -55,18 +52,13 @@ def caches(folder: str | os.PathLike = _CACHES) -> dict[int, int]:
 def machine() -> Machine:
     """What this process runs on, read once."""
     found = caches()
-    # Measured on Zen 4, Gelem/s with one and two threads: rows of 32000 by ordinary stores 2.35 and
-    # 3.71, by non-temporal ones 1.95 and 3.29. Elsewhere such stores save the read of each line
-    # that is written. Bits do not depend on it.
-    streaming_pays = _cpu.amd_family() != 25
     if not found:
-        return Machine(streaming_pays=streaming_pays)
+        return Machine()
     default = Machine()
     return Machine(
         l1=found.get(1, default.l1),
         l2=found.get(2, default.l2),
         last_level=found[max(found)],
-        streaming_pays=streaming_pays,
         caches_from=_CACHES,
     )
 

@@ -37,6 +37,13 @@ cdef extern from *:
         memcpy(to, from, bytes);
     }
     #endif
+    #if defined(__AVX512F__)
+    #define TWOPASS_VECTOR_BYTES 64
+    #elif defined(__AVX__)
+    #define TWOPASS_VECTOR_BYTES 32
+    #else
+    #define TWOPASS_VECTOR_BYTES 16
+    #endif
     #if TWOPASS_HAS_STREAMING
     #define twopass_fence() _mm_sfence()
     #else
@@ -44,6 +51,7 @@ cdef extern from *:
     #endif
     """
     const int TWOPASS_HAS_STREAMING
+    const Py_ssize_t VECTOR_BYTES "TWOPASS_VECTOR_BYTES"
     void prefetch "twopass_prefetch"(const void *address) noexcept nogil
     void stream_lines "twopass_stream_lines"(
         char *to, const char *source, Py_ssize_t bytes) noexcept nogil
@@ -56,9 +64,6 @@ cdef enum:
     # One block of input and one of output fit in any L1 (32 KiB) with room for what is prefetched.
     BLOCK_BYTES = 8192
     BLOCK_DOUBLES = 1024
-    # Non-temporal stores of one piece go on while the next is computed, if that is not too long: on
-    # Zen 4 a pass that writes so ran a tenth faster than with whole blocks. Divides BLOCK_BYTES.
-    STREAMED_BYTES = 2048
     # How far ahead of the loop a line is requested. The arithmetic fills the out-of-order window,
     # so the hardware prefetchers are not driven far enough by themselves. Runs on beyond the row,
     # into the next one: a prefetch never faults.
@@ -80,6 +85,22 @@ cdef void stream(real *to, const real *values, Py_ssize_t count) noexcept nogil:
     memcpy(to, values, head * sizeof(real))
     stream_lines(<char *> (to + head), <const char *> (values + head), body * sizeof(real))
     memcpy(to + head + body, values + head + body, (count - head - body) * sizeof(real))
+
+
+cdef inline Py_ssize_t line_length(const real *unused) noexcept nogil:
+    return LINE_BYTES // sizeof(real)
+
+
+cdef inline Py_ssize_t streamed_length(
+    const real *to, Py_ssize_t left, bint *lines
+) noexcept nogil:
+    """How many of the elements left to write come next, `lines` whether they are whole cache
+    lines, which can be streamed; else they are what of a line lies within the row."""
+    cdef Py_ssize_t head = to_line(to) // sizeof(real)
+    lines[0] = head == 0 and left >= line_length(to)
+    if lines[0]:
+        return left // line_length(to) * line_length(to)
+    return head if 0 < head < left else left
 
 
 cdef inline void prefetch_lines(const char *start, Py_ssize_t bytes) noexcept nogil:

@@ -302,18 +302,10 @@ cdef void scatter(
 
 
 cdef inline void store(
-    const Operand *array, char *row, Py_ssize_t start, Py_ssize_t count, const real *values,
-    bint streaming
+    const Operand *array, char *row, Py_ssize_t start, Py_ssize_t count, const real *values
 ) noexcept nogil:
-    """Put a finished block into the row, unless it was computed there."""
-    cdef real *to
-    if not array.direct:
-        scatter(array, row, start, count, values)
-        return
-    to = <real *> row + start
-    if to == values:
-        return
-    if streaming:
-        stream(to, values, count)
+    """Put a block that was computed elsewhere into the row."""
+    if array.direct:
+        memcpy(<real *> row + start, values, count * sizeof(real))
     else:
-        memcpy(to, values, count * sizeof(real))
+        scatter(array, row, start, count, values)

@@ -167,8 +167,6 @@ def choose(
 
     writes = function != "logsumexp"
     nontemporal = writes and not cached and not g.in_place and g.direct
-    if nontemporal and not g.columns and row_in_l2 and not machine.streaming_pays:
-        nontemporal = False
     terms_in = ""
     chosen = algorithm
     if function != "softmax" or g.columns:

@@ -71,6 +71,7 @@ ctypedef struct Row:
     Sum *partials    # one per chunk
     double *largest  # one per chunk, of REDUCE_MAX
     void *tops       # LANES per block: what block_max() leaves; NULL: not wanted
+    double maximum   # the largest element where it is known before the passes, else NaN
     Py_ssize_t skip  # an element that sums leave out, or -1
     double shift     # subtracted from x before the scale: the maximum where that is huge, else 0
     double base      # the maximum's exponent, for the algorithms that know it, else NaN
@@ -367,15 +368,16 @@ cdef double largest_of(
 
 
 cdef inline void map_terms(
-    const Row *row, const real *x, Py_ssize_t start, Py_ssize_t n, real *y, int *speed
+    const Row *row, const real *x, Py_ssize_t start, Py_ssize_t n, real *y, bint lines, int *speed
 ) noexcept nogil:
     """y = exp(x) / sum, x elements start ... start + n, at the given speed or the first that does;
-    then `speed` is that one."""
+    then `speed` is that one.  `lines`: y is whole cache lines, to be streamed."""
     cdef real scale = <real> row.scale
     cdef real inverse = <real> row.inverse
     cdef real inverse_low = <real> (row.inverse - inverse + row.inverse_low)
     while speed[0] < CAREFUL and not block_map(
-            x, ahead_of(row, start), y, n, row.exponent, speed[0], scale, inverse, inverse_low):
+            x, ahead_of(row, start), y, n, row.exponent, speed[0], scale, inverse, inverse_low,
+            lines):
         speed[0] += 1
     if speed[0] == CAREFUL:
         block_clamped_map(
@@ -391,39 +393,40 @@ cdef void map_blocks(
     cdef real *buffer = <real *> aligned(space)
     cdef real *y_buffer = <real *> aligned(y_space)
     cdef Py_ssize_t block = block_length(terms), i = start, count, j
-    cdef Py_ssize_t piece = STREAMED_BYTES // sizeof(real) if row.streaming else block
-    cdef Py_ssize_t before = 0
     cdef const real *x
     cdef real *y
     cdef real scale = <real> row.scale
     cdef real inverse = <real> row.inverse
     cdef real inverse_low = <real> (row.inverse - inverse + row.inverse_low)
-    cdef bint beside = row.streaming or row.overwrites or not row.y.direct
-    cdef int speed = first_speed(row)
+    cdef bint beside = row.overwrites or not row.y.direct, lines = False
     cdef bint reloads = which == MAP_RESCALE or which == MAP_SCALE
-    if row.streaming and not reloads:
-        # Then pieces begin on cache lines, which are written whole. A map has no order to keep, but
-        # terms have one reference exponent per block.
-        before = to_line(row.y_row + start * sizeof(real)) // sizeof(real)
+    cdef int speed = first_speed(row)
     while i < stop:
-        count = stop - i if stop - i < piece else piece
-        if i == start and 0 < before < count:
-            count = before
-        y = y_buffer if beside else <real *> row.y_row + i
+        # Terms have one reference exponent per block; else blocks may begin on cache lines.
+        count = block - i % block if reloads else block
+        count = stop - i if stop - i < count else count
+        y = y_buffer
+        if not beside:
+            y = <real *> row.y_row + i
+            if row.streaming:
+                count = streamed_length(y, count, &lines)
         if which == MAP_SCALEEXTEXP or which == MAP_SCALEEXP:
             x = read(row, i, count, buffer)
-            map_terms(row, x, i, count, y, &speed)
+            map_terms(row, x, i, count, y, lines, &speed)
         elif reloads:
             block_rescale(
-                terms + i, y, count, row.refs[i // block] - row.exponent, inverse, inverse_low)
+                terms + i, y, count, row.refs[i // block] - row.exponent, inverse, inverse_low,
+                lines)
         elif which == MAP_SUBTRACT:
             x = read(row, i, count, buffer)
             block_subtract(
-                x, y, count, scale, <real> row.high, <real> row.rest, <real> row.low)
+                x, ahead_of(row, i), y, count, scale, <real> row.high, <real> row.rest,
+                <real> row.low, lines)
         else:
             for j in range(count):
                 y[j] = <real> row.constant
-        store(row.y, row.y_row, i, count, y, row.streaming)
+        if beside:
+            store(row.y, row.y_row, i, count, y)
         i += count
     if row.streaming:
         fence()
@@ -486,6 +489,7 @@ cdef double reduce_largest(const Row *row, real *unused) noexcept nogil:
 
 cdef void begin(Row *row) noexcept nogil:
     """Forget the maximum: the passes over extended numbers do not need it."""
+    row.maximum = NAN
     row.shift = 0
     row.base = NAN
 
@@ -554,12 +558,12 @@ cdef void softmax_row(Row *row, Algorithm algorithm, real *unused) noexcept nogi
 # log_softmax, logsumexp -------------------------------------------------------------------------
 
 cdef Py_ssize_t position_of(const Row *row, double value, real *unused) noexcept nogil:
-    """First position of reduce_largest()'s `value`."""
+    """First position of `value`, row.maximum or what reduce_largest() found."""
     cdef char space[BLOCK_BYTES + LINE_BYTES]
     cdef real *buffer = <real *> aligned(space)
     cdef const real *x
     cdef Py_ssize_t index = 0, i, j, count, block = block_length(unused)
-    while row.largest[index] != value:
+    while row.maximum != row.maximum and row.largest[index] != value:
         index += 1
     i = index * row.chunk
     while i < row.n:
@@ -582,7 +586,9 @@ cdef bint dominated(Row *row, const Sum *total, real *unused) noexcept nogil:
     # exp(x) < sqrt(2) * 2**top. A cheap no, and no is the usual answer.
     if power(total.top - exponent) < 0.25 * total.high:
         return False
-    largest = reduce_largest(row, unused)
+    largest = row.maximum
+    if largest != largest:
+        largest = reduce_largest(row, unused)
     as_real = <real> largest
     set_magic(0, &unit_magic)
     n = rounded_at(as_real, unit_magic, scale != 0, scale) - unit_magic

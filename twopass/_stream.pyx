@@ -106,6 +106,7 @@ cdef double run_chunk(
     cdef const real *b = <const real *> arrays.b + start
     cdef real *out = <real *> arrays.out + start
     cdef Py_ssize_t n = arrays.n - start, i = 0, count
+    cdef bint lines = False
     n = n if n < GRID else GRID
     if kernel == READ:
         return read_chunk(a, n)
@@ -114,11 +115,15 @@ cdef double run_chunk(
         return 0
     while i < n:
         count = n - i if n - i < SEGMENT else SEGMENT
-        prefetch_lines(<const char *> (a + i) + PREFETCH_BYTES, count * sizeof(real))
         if kernel == COPY_NT:
-            stream(out + i, a + i, count)
+            count = streamed_length(out + i, count, &lines)
+        prefetch_lines(<const char *> (a + i) + PREFETCH_BYTES, count * sizeof(real))
+        if lines:
+            stream_lines(<char *> (out + i), <const char *> (a + i), count * sizeof(real))
         else:
-            write_segment(kernel, a + i, b + i, out + i, count, <real> arrays.scalar)
+            write_segment(
+                SCALE if kernel == SCALE else COPY, a + i, b + i, out + i, count,
+                <real> arrays.scalar)
         i += count
     if kernel == COPY_NT:
         fence()

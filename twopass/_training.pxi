@@ -329,11 +329,21 @@ cdef void cross_entropy_row(
     invert(row, &total)
 
 
-cdef inline void block_adjust(real *y, Py_ssize_t n, real factor, real offset) noexcept nogil:
-    """y = y * factor - offset, in L1."""
-    cdef Py_ssize_t i
-    for i in range(n):
-        y[i] = y[i] * factor - offset
+cdef inline void block_adjust(
+    const real *values, real *y, Py_ssize_t n, real factor, real offset, bint streaming
+) noexcept nogil:
+    """y = values * factor - offset.  y may be the values, in L1."""
+    cdef real line[LANES]
+    cdef Py_ssize_t k = 0, j
+    if not streaming:
+        for j in range(n):
+            y[j] = values[j] * factor - offset
+        return
+    while k < n:
+        for j in range(line_length(y)):
+            line[j] = values[k + j] * factor - offset
+        stream_lines(<char *> (y + k), <const char *> line, LINE_BYTES)
+        k += line_length(y)
 
 
 cdef void gradient_blocks(
@@ -345,40 +355,44 @@ cdef void gradient_blocks(
     cdef real *buffer = <real *> aligned(space)
     cdef real *y_buffer = <real *> aligned(y_space)
     cdef Py_ssize_t block = block_length(unused), i = start, count, j, label = slope.label
-    cdef Py_ssize_t piece = STREAMED_BYTES // sizeof(real) if row.streaming else block
-    cdef Py_ssize_t before = 0
     cdef const real *x
     cdef const real *terms = <const real *> row.terms
     cdef real *y
+    cdef real *mapped
     cdef real inverse = <real> row.inverse
     cdef real inverse_low = <real> (row.inverse - inverse + row.inverse_low)
-    cdef bint beside = row.streaming or row.overwrites or not row.y.direct
+    cdef bint beside = row.overwrites or not row.y.direct, lines = False
     cdef int speed = first_speed(row)
-    cdef bint adjusted = slope.factor != 1 or slope.offset != 0
-    if row.streaming and not slope.reloads:
-        before = to_line(row.y_row + start * sizeof(real)) // sizeof(real)
+    cdef bint adjusted = not slope.filled and (slope.factor != 1 or slope.offset != 0)
     while i < stop:
-        count = stop - i if stop - i < piece else piece
-        if i == start and 0 < before < count:
-            count = before
-        y = y_buffer if beside else <real *> row.y_row + i
+        count = block - i % block if slope.reloads else block
+        count = stop - i if stop - i < count else count
+        y = y_buffer
+        if not beside:
+            y = <real *> row.y_row + i
+            if row.streaming:
+                count = streamed_length(y, count, &lines)
+        mapped = y_buffer if adjusted else y
         if slope.filled:
             for j in range(count):
                 y[j] = <real> slope.offset
         elif slope.reloads:
             block_rescale(
-                terms + i, y, count, row.refs[i // block] - row.exponent, inverse, inverse_low)
+                terms + i, mapped, count, row.refs[i // block] - row.exponent, inverse,
+                inverse_low, lines and not adjusted)
         else:
             x = load(row.x, row.x_row, i, count, buffer)
             if row.enlarged:
-                far_map(row, x, y, count)
+                far_map(row, x, mapped, count)
             else:
-                map_terms(row, x, i, count, y, &speed)
-        if adjusted and not slope.filled:
-            block_adjust(y, count, <real> slope.factor, normal_or_zero(slope.offset, unused))
+                map_terms(row, x, i, count, mapped, lines and not adjusted, &speed)
+        if adjusted:
+            block_adjust(
+                mapped, y, count, <real> slope.factor, normal_or_zero(slope.offset, unused), lines)
         if i <= label < i + count and not slope.filled:
             y[label - i] = normal_or_zero(slope.at_label, unused)
-        store(row.y, row.y_row, i, count, y, row.streaming)
+        if beside:
+            store(row.y, row.y_row, i, count, y)
         i += count
     if row.streaming:
         fence()
@@ -546,22 +560,53 @@ ctypedef struct Backward:
     Row scale                # exponent, inverse, inverse_low of the sum, for block_map()
 
 
-cdef void block_softmax_backward(
+cdef inline void softmax_backward_run(
     const real *y, const real *g, real *out, Py_ssize_t n, real high, real low
 ) noexcept nogil:
-    """out = y * (g - (high + low))."""
     cdef Py_ssize_t i
     for i in range(n):
         out[i] = y[i] * ((g[i] - high) - low)
 
 
-cdef void block_subtract_scaled(
-    const real *g, real *out, Py_ssize_t n, real factor
+cdef void block_softmax_backward(
+    const real *y, const real *g, real *out, Py_ssize_t n, real high, real low, bint streaming
 ) noexcept nogil:
-    """out = g - out * factor, with what block_map() left in `out`."""
+    """out = y * (g - (high + low))."""
+    cdef real line[LANES]
+    cdef Py_ssize_t k = 0
+    if not streaming:
+        softmax_backward_run(y, g, out, n, high, low)
+        return
+    while k < n:
+        prefetch(<const char *> (y + k) + PREFETCH_BYTES)
+        prefetch(<const char *> (g + k) + PREFETCH_BYTES)
+        softmax_backward_run(y + k, g + k, line, line_length(y), high, low)
+        stream_lines(<char *> (out + k), <const char *> line, LINE_BYTES)
+        k += line_length(y)
+
+
+cdef inline void subtract_scaled_run(
+    const real *g, const real *values, real *out, Py_ssize_t n, real factor
+) noexcept nogil:
     cdef Py_ssize_t i
     for i in range(n):
-        out[i] = g[i] - out[i] * factor
+        out[i] = g[i] - values[i] * factor
+
+
+cdef void block_subtract_scaled(
+    const real *g, const real *values, real *out, Py_ssize_t n, real factor, bint streaming
+) noexcept nogil:
+    """out = g - values * factor."""
+    cdef real line[LANES]
+    cdef Py_ssize_t k = 0
+    if not streaming:
+        subtract_scaled_run(g, values, out, n, factor)
+        return
+    while k < n:
+        prefetch(<const char *> (g + k) + PREFETCH_BYTES)
+        subtract_scaled_run(g + k, values + k, line, line_length(g), factor)
+        stream_lines(<char *> (out + k), <const char *> line, LINE_BYTES)
+        k += line_length(g)
 
 
 cdef void block_exp(
@@ -573,7 +618,7 @@ cdef void block_exp(
     cdef real inverse_low = <real> (scale.inverse - inverse + scale.inverse_low)
     careful[0] = careful[0] or not block_map(
         y, <const char *> y + PREFETCH_BYTES, out, n, scale.exponent, FAST, <real> 0, inverse,
-        inverse_low)
+        inverse_low, False)
     if not careful[0]:
         return
     if block_max(y, n, <real *> NULL) < 1:
@@ -595,32 +640,31 @@ cdef void backward_blocks(
     cdef real *g_buffer = <real *> aligned(g_space)
     cdef real *out_buffer = <real *> aligned(out_space)
     cdef Py_ssize_t i = start, count
-    cdef Py_ssize_t piece = STREAMED_BYTES // sizeof(real) if row.streaming else \
-        block_length(unused)
-    cdef Py_ssize_t before = 0
+    cdef Py_ssize_t block = block_length(unused)
     cdef const real *y
     cdef const real *g
     cdef real *out
-    cdef bint beside = row.streaming or row.overwrites or not row.out.direct
+    cdef bint beside = row.overwrites or not row.out.direct, lines = False
     cdef bint careful = False
-    if row.streaming:
-        before = to_line(row.out_row + start * sizeof(real)) // sizeof(real)
     while i < stop:
-        count = stop - i if stop - i < piece else piece
-        if i == start and 0 < before < count:
-            count = before
-        out = out_buffer if beside else <real *> row.out_row + i
+        count = stop - i if stop - i < block else block
+        out = out_buffer
+        if not beside:
+            out = <real *> row.out_row + i
+            if row.streaming:
+                count = streamed_length(out, count, &lines)
         y = load(row.y, row.y_row, i, count, y_buffer)
         g = load(row.g, row.g_row, i, count, g_buffer)
         if row.logarithm:
             if row.scale.enlarged:
-                far_map(&row.scale, y, out, count)
+                far_map(&row.scale, y, out_buffer, count)
             else:
-                block_exp(y, out, count, &row.scale, &careful)
-            block_subtract_scaled(g, out, count, <real> row.factor)
+                block_exp(y, out_buffer, count, &row.scale, &careful)
+            block_subtract_scaled(g, out_buffer, out, count, <real> row.factor, lines)
         else:
-            block_softmax_backward(y, g, out, count, <real> row.high, <real> row.low)
-        store(row.out, row.out_row, i, count, out, row.streaming)
+            block_softmax_backward(y, g, out, count, <real> row.high, <real> row.low, lines)
+        if beside:
+            store(row.out, row.out_row, i, count, out)
         i += count
     if row.streaming:
         fence()
