@@ -618,20 +618,18 @@ cdef inline void rescale_at(
     """y = terms * inverse, times the factor unless it is folded into the inverse."""
     cdef real line[LANES]
     cdef Py_ssize_t k = 0, j
-    if not streaming:
-        for j in range(n):
-            y[j] = times_pair(terms[j], inverse, inverse_low)
-            if not folded:
-                y[j] *= factor
-        return
-    while k < n:
-        prefetch(<const char *> (terms + k) + 1024)
+    while streaming and k < n:
+        prefetch(<const char *> (terms + k) + PREFETCH_BYTES)
         for j in range(line_length(terms)):
             line[j] = times_pair(terms[k + j], inverse, inverse_low)
             if not folded:
                 line[j] *= factor
         stream_lines(<char *> (y + k), <const char *> line, LINE_BYTES)
         k += line_length(terms)
+    for j in range(k, n):
+        y[j] = times_pair(terms[j], inverse, inverse_low)
+        if not folded:
+            y[j] *= factor
 
 
 cdef void block_rescale(
@@ -648,11 +646,10 @@ cdef void block_rescale(
         exponent = highest(terms)
     if rescales(exponent, terms):
         factor = <real> power(exponent)
-        if folds(factor, inverse_low):
-            rescale_at(
-                terms, y, n, True, inverse * factor, inverse_low * factor, factor, streaming)
-        else:
+        if not folds(factor, inverse_low):
             rescale_at(terms, y, n, False, inverse, inverse_low, factor, streaming)
+            return
+        rescale_at(terms, y, n, True, inverse * factor, inverse_low * factor, factor, streaming)
         return
     # In two exact steps, because 2**exponent alone may underflow.
     factor = <real> power(exponent // 2)
@@ -681,14 +678,12 @@ cdef inline void subtract_at(
 ) noexcept nogil:
     cdef real line[LANES]
     cdef Py_ssize_t k = 0
-    if not streaming:
-        subtract_run(x, y, n, scaling, scale, high, rest, low)
-        return
-    while k < n:
+    while streaming and k < n:
         prefetch(ahead + k * sizeof(real))
         subtract_run(x + k, line, line_length(x), scaling, scale, high, rest, low)
         stream_lines(<char *> (y + k), <const char *> line, LINE_BYTES)
         k += line_length(x)
+    subtract_run(x + k, y + k, n - k, scaling, scale, high, rest, low)
 
 
 cdef void block_subtract(

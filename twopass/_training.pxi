@@ -335,15 +335,13 @@ cdef inline void block_adjust(
     """y = values * factor - offset.  y may be the values, in L1."""
     cdef real line[LANES]
     cdef Py_ssize_t k = 0, j
-    if not streaming:
-        for j in range(n):
-            y[j] = values[j] * factor - offset
-        return
-    while k < n:
+    while streaming and k < n:
         for j in range(line_length(y)):
             line[j] = values[k + j] * factor - offset
         stream_lines(<char *> (y + k), <const char *> line, LINE_BYTES)
         k += line_length(y)
+    for j in range(k, n):
+        y[j] = values[j] * factor - offset
 
 
 cdef void gradient_blocks(
@@ -574,15 +572,13 @@ cdef void block_softmax_backward(
     """out = y * (g - (high + low))."""
     cdef real line[LANES]
     cdef Py_ssize_t k = 0
-    if not streaming:
-        softmax_backward_run(y, g, out, n, high, low)
-        return
-    while k < n:
+    while streaming and k < n:
         prefetch(<const char *> (y + k) + PREFETCH_BYTES)
         prefetch(<const char *> (g + k) + PREFETCH_BYTES)
         softmax_backward_run(y + k, g + k, line, line_length(y), high, low)
         stream_lines(<char *> (out + k), <const char *> line, LINE_BYTES)
         k += line_length(y)
+    softmax_backward_run(y + k, g + k, out + k, n - k, high, low)
 
 
 cdef inline void subtract_scaled_run(
@@ -599,14 +595,12 @@ cdef void block_subtract_scaled(
     """out = g - values * factor."""
     cdef real line[LANES]
     cdef Py_ssize_t k = 0
-    if not streaming:
-        subtract_scaled_run(g, values, out, n, factor)
-        return
-    while k < n:
+    while streaming and k < n:
         prefetch(<const char *> (g + k) + PREFETCH_BYTES)
         subtract_scaled_run(g + k, values + k, line, line_length(g), factor)
         stream_lines(<char *> (out + k), <const char *> line, LINE_BYTES)
         k += line_length(g)
+    subtract_scaled_run(g + k, values + k, out + k, n - k, factor)
 
 
 cdef void block_exp(
