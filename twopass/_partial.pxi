@@ -396,5 +396,6 @@ cdef void map_row(Row *row, const Extended *sum, bint logarithm, real *unused) n
         return
     row.shift = moved.shift
     invert(row, &total)
-    run_pass(row, MAP_SCALEEXTEXP, unused)
+    if not map_by_table(row, unused):
+        run_pass(row, MAP_SCALEEXTEXP, unused)
     begin(row)

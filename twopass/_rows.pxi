@@ -551,7 +551,7 @@ cdef void softmax_row(Row *row, Algorithm algorithm, real *unused) noexcept nogi
         softmax_from_maximum(row, keep, unused)
     if row.inverse != row.inverse:
         run_pass(row, MAP_CONSTANT, unused)
-    else:
+    elif keep or not map_by_table(row, unused):
         run_pass(row, MAP_RESCALE if keep else MAP_SCALEEXTEXP, unused)
 
 
