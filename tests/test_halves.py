@@ -3,7 +3,7 @@
 import numpy as np
 import oracle
 import pytest
-from inputs import around
+from inputs import around, logits
 
 import twopass
 
@@ -50,6 +50,38 @@ def test_halves_of_every_length(level, half, n, rng):
     x = (rng.standard_normal((2, n)) * 4).astype(half)
     for function in FUNCTIONS:
         same(function(x, axis=1), function(x.astype("f4"), axis=1).astype(half))
+
+
+@pytest.mark.parametrize("kind", ["normal", "wide", "masked", "huge"])
+def test_halves_by_table(level, half, kind):
+    """Rows so long that every half is mapped, rather than every element: the same bits."""
+    for n in around(1 << 20):
+        with np.errstate(over="ignore"):
+            x = logits(kind, n, half)
+        x[:3] = -0.0, 0.0, ml_dtypes.finfo(half).smallest_subnormal
+        expected = twopass.softmax(x.astype("f4")).astype(half)
+        for n_threads in (1, 2, 7):
+            same(twopass.softmax(x, n_threads=n_threads), expected)
+        wide = twopass.softmax(x.astype("f4"), scale=-0.3).astype(half)
+        same(twopass.softmax(x, scale=-0.3), wide)
+        total = twopass.ExtendedSum.of(x)
+        same(total.softmax(x), expected)
+    rows = np.stack([x, x[::-1]])
+    same(twopass.softmax(rows, axis=1), np.stack([expected, expected[::-1]]))
+    same(twopass.softmax(rows[:, ::-1], axis=1), np.stack([expected[::-1], expected]))
+    bytes_ = np.empty(x.nbytes + 1, np.uint8)
+    odd = bytes_[1:].view(half)
+    odd[...] = x
+    same(twopass.softmax(odd), expected)
+    mask = np.ones(n, bool)
+    mask[5:5000] = False
+    wide = twopass.softmax(x.astype("f4"), where=mask).astype(half)
+    same(twopass.softmax(x, where=mask), wide)
+    x[-1] = np.nan
+    assert np.isnan(twopass.softmax(x).astype("f4")).all()
+    x[-1] = x[0]
+    expected = twopass.softmax(x.astype("f4")).astype(half)
+    same(twopass.softmax(x, out=x), expected)
 
 
 def test_error_of_halves(level, half, rng):
