@@ -12,17 +12,20 @@ cdef enum:
 
 
 ctypedef struct Tile:
-    # What the loops find of each row.
-    Sum sums[TILE]
-    double ref[TILE]  # reference exponent of its terms
-    bint in_range[TILE]
+    # The sum of each row as an extended number, normalised and cut; see Sum.
+    double high[TILE]
+    double low[TILE]
+    double exponent[TILE]
+    double top[TILE]
+    double ref[TILE]         # reference exponent of its terms
+    int64_t in_range[TILE]   # else _rows.pxi has to do the row
 
 
 ctypedef struct Logs:
     # The logarithm of each row's sum, high + low.
     double high[TILE]
     double low[TILE]
-    bint whole[TILE]  # else log_from_sum() has to find it
+    int64_t whole[TILE]  # else log_from_sum() has to find it
 
 
 cdef inline bint is_short(const Call *call, const real *unused) noexcept nogil:
@@ -34,9 +37,10 @@ cdef inline bint is_short(const Call *call, const real *unused) noexcept nogil:
 
 
 cdef inline void tile_terms(
-    real *tile, Py_ssize_t n, const real *magic, bits *low, bits *high
+    real *tile, Py_ssize_t n, const real *magic, bits extreme, bits *low, bits *high
 ) noexcept nogil:
-    """term() of every element, in place; the range of each row's rounded() values."""
+    """term() of every element, in place; the range of each row's rounded() values, which begins as
+    empty: between the largest number and the smallest."""
     cdef bits least[TILE]
     cdef bits most[TILE]
     cdef real m[TILE]
@@ -45,8 +49,8 @@ cdef inline void tile_terms(
     cdef bits i
     for r in range(TILE):
         m[r] = magic[r]
-        least[r] = low[r]
-        most[r] = high[r]
+        least[r] = extreme
+        most[r] = ~extreme
     for k in range(n):
         for r in range(TILE):
             x = tile[k * TILE + r]
@@ -60,53 +64,79 @@ cdef inline void tile_terms(
         high[r] = most[r]
 
 
-cdef inline void tile_largest(
-    const real *tile, Py_ssize_t n, real *largest
+cdef inline void larger_of(
+    const real *a, const real *b, Py_ssize_t n, real *to
 ) noexcept nogil:
-    cdef real found[TILE]
-    cdef Py_ssize_t k, r
-    for r in range(TILE):
-        found[r] = tile[r]
-    for k in range(1, n):
-        for r in range(TILE):
-            found[r] = tile[k * TILE + r] if tile[k * TILE + r] > found[r] else found[r]
-    for r in range(TILE):
-        largest[r] = found[r]
+    cdef Py_ssize_t i
+    for i in range(n):
+        to[i] = a[i] if a[i] > b[i] else b[i]
 
 
-cdef inline void tile_sums(
+cdef void tile_largest(const real *tile, Py_ssize_t n, real *largest) noexcept nogil:
+    """The largest element of each row, as a tree: its loops are long enough to be vectorised."""
+    cdef real found[SHORT * TILE]
+    cdef Py_ssize_t half = n // 2, rest = n - half
+    if n > 1:
+        larger_of(tile, tile + rest * TILE, half * TILE, found)
+    memcpy(found + half * TILE, tile + half * TILE, (rest - half) * TILE * sizeof(real))
+    while rest > 1:
+        half = rest // 2
+        rest -= half
+        larger_of(<const real *> found, <const real *> found + rest * TILE, half * TILE, found)
+    memcpy(largest, found, TILE * sizeof(real))
+
+
+cdef void tile_sums(
     const real *tile, Py_ssize_t n, double *total, double *error
 ) noexcept nogil:
     """Add the terms of each row up in LANES lanes, and those as collapse() does."""
-    cdef Py_ssize_t k, j, r, lane, half, lanes = n if n < LANES else LANES
-    for k in range(lanes * TILE):
-        total[k] = 0
-        error[k] = 0
-    k = 0
+    cdef Py_ssize_t k = 0, i, half = LANES // 2, count, pairs, lanes = n if n < LANES else LANES
     while k < n:
-        for j in range(lanes if n - k > lanes else n - k):
-            lane = j * TILE
-            if k + LANES + j < n:
-                for r in range(TILE):
-                    accumulate(
-                        &total[lane + r], &error[lane + r],
-                        tile[(k + j) * TILE + r] + tile[(k + LANES + j) * TILE + r])
-            else:
-                for r in range(TILE):
-                    accumulate(&total[lane + r], &error[lane + r], tile[(k + j) * TILE + r])
+        count = TILE * (n - k if n - k < LANES else LANES)
+        pairs = TILE * (0 if n - k < LANES else n - k - LANES if n - k < STEP else LANES)
+        if k == 0:
+            for i in range(pairs):
+                total[i] = tile[i] + tile[LANES * TILE + i]
+            for i in range(pairs, count):
+                total[i] = tile[i]
+            if real is double:
+                memset(error, 0, count * sizeof(double))
+        else:
+            for i in range(pairs):
+                accumulate(
+                    &total[i], &error[i], tile[k * TILE + i] + tile[(k + LANES) * TILE + i])
+            for i in range(pairs, count):
+                accumulate(&total[i], &error[i], tile[k * TILE + i])
         k += STEP
-    half = LANES // 2
     while half >= 1:
-        for j in range(half):
-            if j + half < lanes:
-                lane = j * TILE
-                for r in range(TILE):
-                    if real is float:
-                        total[lane + r] += total[lane + half * TILE + r]
-                    else:
-                        two_sum(&total[lane + r], &error[lane + r], total[lane + half * TILE + r])
-                        error[lane + r] += error[lane + half * TILE + r]
+        for i in range(TILE * (lanes - half if lanes < 2 * half else half)):
+            if real is float:
+                total[i] += total[half * TILE + i]
+            else:
+                two_sum(&total[i], &error[i], total[half * TILE + i])
+                error[i] += error[half * TILE + i]
         half //= 2
+
+
+cdef inline void normalise_each(double *high, double *low, double *exponent) noexcept nogil:
+    """normalise() and cut() of each row's sum; of zeros and what is no number: anything."""
+    cdef double magic = 1.5 * power(MANTISSA_BITS_F64 - CUT_BITS)
+    cdef double sum, factor, k, whole = power(MANTISSA_BITS_F64)
+    cdef uint64_t representation, digits, of_whole
+    cdef Py_ssize_t r
+    memcpy(&of_whole, &whole, 8)
+    for r in range(TILE):
+        sum = high[r] + low[r]
+        low[r] = (high[r] - sum) + low[r]
+        memcpy(&representation, &sum, 8)
+        representation >>= MANTISSA_BITS_F64
+        digits = of_whole | representation  # no vectors before AVX-512 convert such integers
+        memcpy(&k, &digits, 8)
+        representation = (<uint64_t> 2 * EXPONENT_BIAS_F64 - representation) << MANTISSA_BITS_F64
+        memcpy(&factor, &representation, 8)
+        high[r] = sum * factor
+        low[r] = (low[r] * factor + magic) - magic
+        exponent[r] += k - (whole + EXPONENT_BIAS_F64)
 
 
 cdef void reduce_tile(real *tile, Py_ssize_t n, Tile *out) noexcept nogil:
@@ -120,63 +150,69 @@ cdef void reduce_tile(real *tile, Py_ssize_t n, Tile *out) noexcept nogil:
     cdef int64_t high64[TILE]
     cdef Py_ssize_t r
     cdef real t, zero
-    cdef double ref
-    cdef Sum *sum
+    cdef double ref, limit = exponent_limit(<real> 0)
+    cdef int32_t lowest32 = 0, highest32 = 0
+    cdef int64_t lowest64 = 0, highest64 = 0
     set_magic(0, &zero)
     for r in range(TILE):
         ref = exponent_of(tile[r]) + window(tile)
-        out.in_range[r] = fabs(ref) < exponent_limit(<real> 0)
-        out.ref[r] = ref if out.in_range[r] else 0
+        out.in_range[r] = 1 if fabs(ref) < limit else 0
+        out.ref[r] = ref if fabs(ref) < limit else 0
         set_magic(out.ref[r], &magic[r])
-        t = rounded(tile[r], magic[r])
-        if real is float:
-            low32[r] = bits_of(t, <int32_t> 0)
-            high32[r] = low32[r]
-        else:
-            low64[r] = bits_of(t, <int64_t> 0)
-            high64[r] = low64[r]
     if real is float:
-        tile_terms(tile, n, magic, low32, high32)
+        tile_terms(tile, n, magic, <int32_t> INT32_MAX, low32, high32)
+        range_limits(tile, &lowest32, &highest32)
     else:
-        tile_terms(tile, n, magic, low64, high64)
+        tile_terms(tile, n, magic, <int64_t> INT64_MAX, low64, high64)
+        range_limits(tile, &lowest64, &highest64)
     tile_sums(<const real *> tile, n, total, error)
     for r in range(TILE):
-        sum = &out.sums[r]
-        clear(sum)
         if real is float:
             memcpy(&t, &high32[r], 4)
-            out.in_range[r] = (
-                out.in_range[r] and low32[r] >= bits_of(zero + lowest(tile), <int32_t> 0)
-                and high32[r] <= bits_of(zero + highest(tile), <int32_t> 0))
+            out.in_range[r] &= (low32[r] >= lowest32) & (high32[r] <= highest32)
+            out.low[r] = 0
         else:
             memcpy(&t, &high64[r], 8)
-            out.in_range[r] = (
-                out.in_range[r] and low64[r] >= bits_of(zero + lowest(tile), <int64_t> 0)
-                and high64[r] <= bits_of(zero + highest(tile), <int64_t> 0))
-            sum.low = error[r]
-        sum.high = total[r]
-        sum.exponent = out.ref[r]
-        sum.top = <double> (t - magic[r])
-        normalise(sum)
-        cut(sum)
-        out.in_range[r] = out.in_range[r] and not needs_maximum(sum, <real> 0, tile)
+            out.in_range[r] &= (low64[r] >= lowest64) & (high64[r] <= highest64)
+            out.low[r] = error[r]
+        out.high[r] = total[r]
+        out.exponent[r] = out.ref[r]
+        out.top[r] = <double> (t - magic[r])
+        # needs_maximum()
+        out.in_range[r] &= fabs(out.top[r]) <= limit - 1
+    normalise_each(out.high, out.low, out.exponent)
+
+
+cdef inline Sum sum_of(const Tile *found, Py_ssize_t r) noexcept nogil:
+    cdef Sum sum
+    clear(&sum)
+    sum.high = found.high[r]
+    sum.low = found.low[r]
+    sum.exponent = found.exponent[r]
+    sum.top = found.top[r]
+    return sum
 
 
 cdef inline void into_tile(
     const Call *call, Py_ssize_t start, Py_ssize_t count, real *tile
 ) noexcept nogil:
     """Rows start ... start + count; the first one again for those that a tile has besides."""
-    cdef Py_ssize_t n = call.n, r, k, i
-    cdef const real *x
+    cdef Py_ssize_t n = call.n, r, k, stride = call.x.rows.strides[0]
+    cdef const real *x = <const real *> row_of(call.x, start)
+    cdef real copy[SHORT * TILE]
+    if count == TILE and call.x.rows.ndim == 1 and stride % sizeof(real) == 0:
+        # Rows equally far apart, and a copy that no other pointer leads to: this is transposed in
+        # vectors.
+        stride //= <Py_ssize_t> sizeof(real)
+        for k in range(n):
+            for r in range(TILE):
+                copy[k * TILE + r] = x[r * stride + k]
+        memcpy(tile, copy, n * TILE * sizeof(real))
+        return
     for r in range(TILE):
         x = <const real *> row_of(call.x, start + (r if r < count else 0))
-        k = 0
-        while k + 4 <= n:
-            for i in range(4):
-                tile[(k + i) * TILE + r] = x[k + i]
-            k += 4
-        for i in range(k, n):
-            tile[i * TILE + r] = x[i]
+        for k in range(n):
+            tile[k * TILE + r] = x[k]
 
 
 cdef inline void out_of_tile(
@@ -198,19 +234,21 @@ cdef void softmax_tile(
     cdef real scale[TILE]
     cdef real scale_low[TILE]
     cdef Py_ssize_t k, r
-    cdef double exponent, factor
-    for r in range(count):
-        invert(row, &found.sums[r])
-        exponent = found.ref[r] - row.exponent
-        factor = power(exponent)
-        scale[r] = <real> row.inverse
-        scale_low[r] = <real> (row.inverse - scale[r] + row.inverse_low)
-        found.in_range[r] &= rescales(exponent, tile) and folds(factor, scale_low[r])
+    cdef double exponent, factor, inverse, rest
+    cdef double magic, least = smallest_exponent(tile) - lowest(tile) + 2
+    cdef double normal = power(smallest_exponent(tile) - lowest(tile) + 1)
+    set_magic(0, &magic)
+    for r in range(TILE):  # as invert() and block_rescale()
+        inverse = 1 / found.high[r]
+        rest = inverse * (fma(-inverse, found.high[r], 1.0) - inverse * found.low[r])
+        exponent = found.ref[r] - found.exponent[r]
+        factor = times_power(1.0, magic + exponent)
+        scale[r] = <real> inverse
+        scale_low[r] = <real> (inverse - scale[r] + rest)
+        found.in_range[r] &= (exponent >= least) & (exponent <= highest(tile)) & (
+            (scale_low[r] == 0) | (fabs(scale_low[r]) * factor >= normal))
         scale[r] *= <real> factor
         scale_low[r] *= <real> factor
-    for r in range(count, TILE):
-        scale[r] = 0
-        scale_low[r] = 0
     for k in range(call.n):
         for r in range(TILE):
             tile[k * TILE + r] = times_pair(tile[k * TILE + r], scale[r], scale_low[r])
@@ -222,16 +260,15 @@ cdef void softmax_tile(
 
 
 cdef void reduce_others(
-    real *tile, Py_ssize_t n, const Tile *found, const bint *again, const real *largest_term,
-    double *rest, double *exponent
+    real *tile, Py_ssize_t n, const int64_t *again, const real *largest_term, double *high,
+    double *low, double *exponent
 ) noexcept nogil:
     """The sum of what is left of the rows `again` without their largest term, of which there is but
-    one: rest * 2**exponent, as reduce() gives it."""
+    one: as reduce() gives it."""
     cdef double total[LANES * TILE]
     cdef double error[LANES * TILE]
     cdef real left_out[TILE]
     cdef Py_ssize_t k, r
-    cdef Sum others
     for r in range(TILE):
         left_out[r] = largest_term[r] if again[r] else 0
     for k in range(n):
@@ -239,15 +276,9 @@ cdef void reduce_others(
             tile[k * TILE + r] = 0 if tile[k * TILE + r] == left_out[r] else tile[k * TILE + r]
     tile_sums(<const real *> tile, n, total, error)
     for r in range(TILE):
-        if again[r]:
-            clear(&others)
-            others.high = total[r]
-            others.low = 0 if real is float else error[r]
-            others.exponent = found.ref[r]
-            normalise(&others)
-            cut(&others)
-            rest[r] = others.high + others.low
-            exponent[r] = others.exponent
+        high[r] = total[r]
+        low[r] = 0 if real is float else error[r]
+    normalise_each(high, low, exponent)
 
 
 cdef void tile_logs(
@@ -259,43 +290,45 @@ cdef void tile_logs(
     cdef real terms[TILE]  # its term in the tile
     cdef double rest[TILE]  # the sum without it, times 2**rest_exponent
     cdef double rest_exponent[TILE]
-    cdef double total[TILE]
+    cdef double high[TILE]
     cdef double low[TILE]
-    cdef double total_exponent[TILE]
-    cdef bint large[TILE]
-    cdef bint again[TILE]
+    cdef double others_exponent[TILE]
+    cdef int64_t large[TILE]
+    cdef int64_t again[TILE]
+    cdef int64_t any_again = 0
     cdef Py_ssize_t r
     cdef real magic
     cdef double magic64, t, k, log_high, log_low, log_rest
-    cdef bint any_again = False
     set_magic(0, &magic)
     set_magic(0, &magic64)
     for r in range(TILE):
-        total[r] = found.sums[r].high
-        low[r] = found.sums[r].low
-        total_exponent[r] = found.sums[r].exponent
-        rest_exponent[r] = total_exponent[r]
         exponent[r] = rounded(largest[r], magic) - magic
         mantissas[r] = mantissa(largest[r], exponent[r])
         terms[r] = times_power(mantissas[r], magic + (exponent[r] - <real> found.ref[r]))
     for r in range(TILE):
-        t = times_power(<double> mantissas[r], magic64 - (total_exponent[r] - exponent[r]))
-        rest[r] = (total[r] - t) + low[r]
-        large[r] = t >= 0.4 * total[r]
-        again[r] = large[r] and rest[r] < 0.5 * total[r] and found.in_range[r]
+        t = times_power(<double> mantissas[r], magic64 - (found.exponent[r] - exponent[r]))
+        rest[r] = (found.high[r] - t) + found.low[r]
+        rest_exponent[r] = found.exponent[r]
+        large[r] = 1 if t >= 0.4 * found.high[r] else 0
+        again[r] = large[r] & found.in_range[r] if rest[r] < 0.5 * found.high[r] else 0
         any_again |= again[r]
     if any_again:
+        for r in range(TILE):
+            others_exponent[r] = found.ref[r]
         reduce_others(
-            tile, n, found, again, <const real *> terms, rest, rest_exponent)
+            tile, n, <const int64_t *> again, <const real *> terms, high, low, others_exponent)
+        for r in range(TILE):
+            rest[r] = high[r] + low[r] if again[r] else rest[r]
+            rest_exponent[r] = others_exponent[r] if again[r] else rest_exponent[r]
     for r in range(TILE):
         k = rest_exponent[r] - exponent[r]
         log_rest = log1p_of(
             times_power(beside(rest[r], exponent[r], largest[r], 0), magic64 + k))
-        log_of_sum(total[r], low[r], total_exponent[r], &log_high, &log_low)
+        log_of_sum(found.high[r], found.low[r], found.exponent[r], &log_high, &log_low)
         out.high[r] = largest[r] if large[r] else log_high
         out.low[r] = log_rest if large[r] else log_low
         # Else times_power() has left the range of normal numbers.
-        out.whole[r] = not large[r] or rest[r] > 0 and k > -900
+        out.whole[r] = (large[r] == 0) | ((rest[r] > 0) & (k > -900))
 
 
 cdef void logsumexp_tile(
@@ -304,6 +337,7 @@ cdef void logsumexp_tile(
 ) noexcept nogil:
     cdef Py_ssize_t r
     cdef double result
+    cdef Sum sum
     for r in range(count):
         result = logs.high[r] + logs.low[r]
         if not found.in_range[r]:
@@ -313,7 +347,8 @@ cdef void logsumexp_tile(
         else:
             place(call, row, start + r)
             begin(row)
-            logsumexp_from_sum(row, &found.sums[r], unused)
+            sum = sum_of(found, r)
+            logsumexp_from_sum(row, &sum, unused)
 
 
 cdef void log_softmax_tile(
@@ -324,13 +359,14 @@ cdef void log_softmax_tile(
     cdef real high[TILE]
     cdef real low[TILE]
     cdef Py_ssize_t k, r
-    for r in range(TILE):
-        row.high = logs.high[r]
-        row.rest = 0
-        row.low = logs.low[r]
-        split_total(row, tile)
-        high[r] = <real> row.high
-        low[r] = <real> row.low
+    cdef double total
+    cdef bint exact
+    cdef Sum sum
+    for r in range(TILE):  # as split_total()
+        total = logs.high[r] + logs.low[r]
+        exact = <double> <real> logs.high[r] == logs.high[r]
+        high[r] = <real> (logs.high[r] if exact else total)
+        low[r] = <real> (logs.low[r] if exact else total - high[r])
     for k in range(call.n):
         for r in range(TILE):
             tile[k * TILE + r] = (tile[k * TILE + r] - high[r]) - low[r]
@@ -342,7 +378,8 @@ cdef void log_softmax_tile(
         else:
             place(call, row, start + r)
             begin(row)
-            log_softmax_from_sum(row, &found.sums[r], tile)
+            sum = sum_of(found, r)
+            log_softmax_from_sum(row, &sum, tile)
 
 
 cdef void run_short(
