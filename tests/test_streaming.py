@@ -48,12 +48,16 @@ def _calls(x, rng):
     for name in ("softmax", "log_softmax"):
         function = getattr(twopass, name)
         yield f"scaled {name}", lambda f=function, **o: f(x, axis=-1, scale=0.3, **o)
-        yield f"masked {name}", lambda f=function, **o: f(
-            x, axis=-1, where=mask, all_masked="zero", **o
+        yield (
+            f"masked {name}",
+            lambda f=function, **o: f(x, axis=-1, where=mask, all_masked="zero", **o),
         )
     for smoothing in (0, 0.1):
-        yield f"gradient {smoothing}", lambda s=smoothing, **o: twopass.cross_entropy_gradient(
-            x, labels, label_smoothing=s, **o
+        yield (
+            f"gradient {smoothing}",
+            lambda s=smoothing, **o: twopass.cross_entropy_gradient(
+                x, labels, label_smoothing=s, **o
+            ),
         )
     yield "softmax_backward", lambda **o: twopass.softmax_backward(g, y, axis=-1, **o)
     yield "log_softmax_backward", lambda **o: twopass.log_softmax_backward(g, log_y, axis=-1, **o)

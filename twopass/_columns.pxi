@@ -127,7 +127,7 @@ cdef inline void stream_line(
     cdef bits least[LANES]
     cdef bits most[LANES]
     cdef real line[LANES]
-    cdef Py_ssize_t k = 0, i, j, l, vector = VECTOR_BYTES // sizeof(real)
+    cdef Py_ssize_t k = 0, i, j, q, vector = VECTOR_BYTES // sizeof(real)
     cdef real t
     cdef bits a
     for j in range(vector):
@@ -137,15 +137,15 @@ cdef inline void stream_line(
         prefetch(ahead + k * sizeof(real))
         for i in range(LINE_BYTES // VECTOR_BYTES):
             for j in range(vector):
-                l = k + i * vector + j
-                t = rounded_at(x[l], magic[l], scaling, scale[l])
+                q = k + i * vector + j
+                t = rounded_at(x[q], magic[q], scaling, scale[q])
                 a = bits_of(t, least[j])
                 least[j] = a if a < least[j] else least[j]
                 most[j] = a if a > most[j] else most[j]
                 line[i * vector + j] = times_power(
                     times_pair(
-                        mantissa_at(x[l], t - magic[l], scaling, scale[l]), inverse[l],
-                        inverse_low[l]), t)
+                        mantissa_at(x[q], t - magic[q], scaling, scale[q]), inverse[q],
+                        inverse_low[q]), t)
         stream_lines(<char *> (y + k), <const char *> line, LINE_BYTES)
         k += line_length(x)
     for j in range(vector):

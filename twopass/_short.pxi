@@ -397,6 +397,8 @@ cdef void run_short(
             for r in range(count):
                 run_row(call, row, start + r, NULL, unused)
             return
+        # The tile after the next, if rows have nothing between them.
+        prefetch_lines(row_of(call.x, start) + 2 * TILE * n * sizeof(real), TILE * n * sizeof(real))
         into_tile(call, start, count, tile)
         if call.operation != SOFTMAX:
             tile_largest(<const real *> tile, n, largest)
