@@ -321,6 +321,32 @@ def test_log_softmax_of_a_dominant_element(level, dtype, rng, n):
             _check_log_softmax(x)
 
 
+@pytest.mark.parametrize("place", [5, 16_383, 16_384, 30_000, 32_768, 50_000])
+@pytest.mark.parametrize("gap", [0.3, 1, 3, 20])
+def test_log_softmax_of_an_element_that_dominates_its_chunk(level, dtype, rng, place, gap):
+    """Of a row of chunks only those are read again that matter: beside one of nearly equal
+    exponent, of blocks that take other loops, of chunks with nothing."""
+    for others in ("normal", "close", "masked", "empty"):
+        x = rng.normal(0, 1, 50_001).astype(dtype)
+        x[place] = np.log(np.exp(x.astype(np.float64)).sum()) + gap
+        if others == "close":  # half an exponent below: rounded up or down
+            x[(place + 20_000) % 50_001] = x[place] - 0.35
+        elif others == "masked":
+            x[1::1000] = -np.inf
+        elif others == "empty":
+            x[: place // 16_384 * 16_384] = -np.inf
+        x[place] = max(x[place], np.nextafter(np.delete(x, place).max(), np.inf, dtype=dtype))
+        kept = np.isfinite(x)
+        error = oracle.error(twopass.log_softmax(x)[kept], oracle.log_softmax(x[kept]))
+        assert error <= _bound("log_softmax", dtype), (others, error)
+        total = twopass.ExtendedSum.of(x)
+        assert total.logsumexp() == twopass.logsumexp(x)
+        for n_threads in (1, 3):
+            assert oracle.same_bits(
+                total.log_softmax(x), twopass.log_softmax(x, n_threads=n_threads)
+            )
+
+
 @pytest.mark.parametrize("distance", [1, 2, 4, 8, 16, 32, 64])
 def test_log_softmax_of_a_dominant_element_and_one_other(level, dtype, distance):
     """The only other element may meet the dominant one at any level of the tree of the sum."""

@@ -291,7 +291,7 @@ cdef void hold_rest(Row *row, Extended *part, real *unused) noexcept nogil:
     cdef Sum others
     part.holds = HOLDS_REST
     row.skip = position_of(row, part.largest, unused)
-    others = reduce_exact(row, REDUCE_EXTEXP, &part.rest, unused)
+    others = reduce_without(row, &part.rest, unused)
     if needs_maximum(&others, <real> 0, unused):
         anchor(row, part.largest, unused)
         reduce_exact(row, REDUCE_SUMEXP, &part.rest, unused)
@@ -306,6 +306,7 @@ cdef void add_row(Row *row, Extended *sum, real *unused) noexcept nogil:
     clear_extended(&part)
     begin(row)
     total = reduce_exact(row, REDUCE_EXTEXP, &part.total, unused)
+    row.summed = True
     if needs_maximum(&total, <real> 0, unused):
         part.largest = reduce_largest(row, unused)
         if fabs(part.largest) < INFINITY:
@@ -315,7 +316,7 @@ cdef void add_row(Row *row, Extended *sum, real *unused) noexcept nogil:
     elif part.shift == 0 and power(total.top - total.exponent) >= 0.2 * total.high > 0:
         # Only what dominates its piece can dominate the whole; the thresholds are below those of
         # dominated(), so that what that needs is there.
-        part.largest = reduce_largest(row, unused)
+        part.largest = largest_of_sum(row, total.top, unused)
         if is_large(&total, part.largest, unused):
             part.holds = HOLDS_LARGEST
             if (total.high - share_of(&total, part.largest, unused)) < 0.6 * total.high:

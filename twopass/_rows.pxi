@@ -69,6 +69,7 @@ ctypedef struct Row:
     void *terms      # n terms, for the algorithms that reload them; may be y itself
     double *refs     # reference exponent of the terms, one per block
     Sum *partials    # one per chunk
+    bint summed      # they are those of REDUCE_EXTEXP, with no element left out
     double *largest  # one per chunk, of REDUCE_MAX
     void *tops       # LANES per block: what block_max() leaves; NULL: not wanted
     double maximum   # the largest element where it is known before the passes, else NaN
@@ -474,6 +475,18 @@ cdef Sum reduce(const Row *row, Pass which, real *unused) noexcept nogil:
     return total
 
 
+cdef Sum reduce_without(Row *row, Exact *exact, real *unused) noexcept nogil:
+    """REDUCE_EXTEXP without row.skip, and exactly unless `exact` is NULL.  Of a row that is summed
+    up already only its chunk is read again."""
+    cdef Exact space
+    if not row.summed or row.n_chunks == 1:
+        return reduce(row, REDUCE_EXTEXP, unused) if exact == NULL else reduce_exact(
+            row, REDUCE_EXTEXP, exact, unused)
+    row.summed = False
+    run_chunk(row, REDUCE_EXTEXP, row.skip // row.chunk, unused)
+    return exact_sum_of(row.partials, row.n_chunks, &space if exact == NULL else exact)
+
+
 cdef double reduce_largest(const Row *row, real *unused) noexcept nogil:
     cdef Py_ssize_t index
     cdef double result, value
@@ -485,10 +498,27 @@ cdef double reduce_largest(const Row *row, real *unused) noexcept nogil:
     return result
 
 
+cdef double largest_of_sum(const Row *row, double top, real *unused) noexcept nogil:
+    """reduce_largest() of a row without NaN whose largest exponent is `top`.  If it is summed up
+    already, only chunks that may have it are read again."""
+    cdef Py_ssize_t index
+    cdef double result = -INFINITY
+    if not row.summed or row.n_chunks == 1:
+        return reduce_largest(row, unused)
+    for index in range(row.n_chunks):
+        row.largest[index] = -INFINITY
+        # Fast and careful loops may round an exponent to different sides.
+        if row.partials[index].top >= top - 1:
+            run_chunk(row, REDUCE_MAX, index, unused)
+        result = row.largest[index] if row.largest[index] > result else result
+    return result
+
+
 # softmax ----------------------------------------------------------------------------------------
 
 cdef void begin(Row *row) noexcept nogil:
-    """Forget the maximum: the passes over extended numbers do not need it."""
+    """Forget what passes have found; those over extended numbers need no maximum."""
+    row.summed = False
     row.maximum = NAN
     row.shift = 0
     row.base = NAN
@@ -588,7 +618,7 @@ cdef bint dominated(Row *row, const Sum *total, real *unused) noexcept nogil:
         return False
     largest = row.maximum
     if largest != largest:
-        largest = reduce_largest(row, unused)
+        largest = largest_of_sum(row, total.top, unused)
     as_real = <real> largest
     set_magic(0, &unit_magic)
     n = rounded_at(as_real, unit_magic, scale != 0, scale) - unit_magic
@@ -598,7 +628,7 @@ cdef bint dominated(Row *row, const Sum *total, real *unused) noexcept nogil:
     rest = (total.high - t) + total.low
     if rest < 0.5 * total.high:  # then the rounding of its pair may show in what is left
         row.skip = position_of(row, largest, unused)
-        others = reduce(row, REDUCE_EXTEXP, unused)
+        others = reduce_without(row, NULL, unused)
         if needs_maximum(&others, scale, unused):
             anchor(row, largest, unused)
             others = reduce(row, REDUCE_SUMEXP, unused)
@@ -663,6 +693,7 @@ cdef void log_softmax_row(Row *row, real *unused) noexcept nogil:
     cdef Sum total
     begin(row)
     total = reduce(row, REDUCE_EXTEXP, unused)
+    row.summed = True
     log_softmax_from_sum(row, &total, unused)
 
 
@@ -681,6 +712,7 @@ cdef void logsumexp_from_sum(Row *row, const Sum *total, real *unused) noexcept 
             widened.direct = False
             row.x = &widened
             precise = reduce(row, REDUCE_EXTEXP, <double *> NULL)
+            row.summed = True
             log_from_sum(row, &precise, <double *> NULL)
             row.x = x
             result = row.high + (row.rest + row.low)
@@ -691,4 +723,5 @@ cdef void logsumexp_row(Row *row, real *unused) noexcept nogil:
     cdef Sum total
     begin(row)
     total = reduce(row, REDUCE_EXTEXP, unused)
+    row.summed = True
     logsumexp_from_sum(row, &total, unused)
