@@ -13,6 +13,7 @@ from itertools import product
 
 import ml_dtypes
 import numpy as np
+from machines import without_caches
 
 import twopass
 from twopass import ExtendedSum, isa, passes, stream
@@ -286,9 +287,10 @@ GROUPS = {
 }  # fmt: skip
 
 
-def main(group, path):
+def main(group, path, caches=True):
     """Run one group at every CPU level; `path` is a file of at least 200 bytes."""
     faulthandler.enable()
+    machine = contextlib.nullcontext if caches else without_caches
     with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as place, np.errstate(all="ignore"):
         for level in isa.available():
 
@@ -296,7 +298,7 @@ def main(group, path):
                 text = f"{level}: {' '.join(map(str, where))}".encode()
                 place[:200] = text.ljust(200)
 
-            with isa.use(level):
+            with isa.use(level), machine():
                 GROUPS[group](at)
 
 

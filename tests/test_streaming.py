@@ -4,29 +4,19 @@ import numpy as np
 import oracle
 import pytest
 from inputs import logits
+from machines import without_caches
 
 import twopass
-from twopass import _functions, _training
-from twopass._machine import Machine
 
 #: Rows within one cache line, around lines and blocks, and over a chunk.
 SHAPES = ((5, 3), (4, 16), (3, 37), (2, 1000), (2, 2049), (1, 16391), (1, 40003))
 KINDS = ("normal", "wide", "masked", "huge", "steps")
 
 
-@pytest.fixture
-def stream(monkeypatch):
-    """Run a call as on a machine without caches."""
-
-    def call(function, *args, **options):
-        with monkeypatch.context() as patch:
-            for module in (_functions, _training):
-                patch.setattr(module, "machine", lambda: Machine(last_level=0))
-            _functions._contiguous_call.cache_clear()
-            function(*args, **options)
-        _functions._contiguous_call.cache_clear()
-
-    return call
+def _stream(function, *args, **options):
+    """Call it as on a machine without caches."""
+    with without_caches():
+        return function(*args, **options)
 
 
 def _operands(kind, shape, dtype):
@@ -71,9 +61,9 @@ def _at(shape, dtype, offset):
     return memory[start : start + size].view(dtype).reshape(shape), memory, start
 
 
-def _check(call, expected, stream, offset, what, **options):
+def _check(call, expected, offset, what, **options):
     out, memory, start = _at(expected.shape, expected.dtype, offset)
-    stream(call, out=out, **options)
+    _stream(call, out=out, **options)
     assert oracle.same_bits(out, expected), what
     assert (memory[:start] == 7).all(), what
     assert (memory[start + out.nbytes :] == 7).all(), what
@@ -81,19 +71,19 @@ def _check(call, expected, stream, offset, what, **options):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_rows(level, dtype, kind, shape, stream, rng):
+def test_rows(level, dtype, kind, shape, rng):
     """Every function, at several distances from a cache line."""
     x = _operands(kind, shape, dtype)
     for name, call in _calls(x, rng):
         expected = call()
         for offset in (0, dtype.itemsize, 16, 64 - dtype.itemsize):
-            _check(call, expected, stream, offset, (name, offset))
-        _check(call, expected, stream, 16, (name, "3 threads"), n_threads=3)
+            _check(call, expected, offset, (name, offset))
+        _check(call, expected, 16, (name, "3 threads"), n_threads=3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("inner", [8, 16, 37, 256, 300])
-def test_columns(level, dtype, kind, inner, stream):
+def test_columns(level, dtype, kind, inner):
     """Columns whose rows begin on cache lines, beside them, and both in turn."""
     x = np.moveaxis(_operands(kind, (2, inner, 130), dtype), -1, 1).copy()
     for name in ("softmax", "log_softmax"):
@@ -104,13 +94,11 @@ def test_columns(level, dtype, kind, inner, stream):
 
             expected = call()
             for offset in (0, dtype.itemsize, 16, 64 - dtype.itemsize):
-                _check(call, expected, stream, offset, (name, options, offset))
-            _check(call, expected, stream, 16, (name, options, "3 threads"), n_threads=3)
+                _check(call, expected, offset, (name, options, offset))
+            _check(call, expected, 16, (name, options, "3 threads"), n_threads=3)
 
 
-def test_that_it_streams(stream):
-    """What the fixture asks for is what the planner answers."""
-    plans = []
-    stream(lambda: plans.append(twopass.plan((2, 1000), np.float32, axis=1)))
-    assert plans[0].nontemporal
+def test_that_it_streams():
+    """The planner of such a machine asks for it."""
+    assert _stream(twopass.plan, (2, 1000), np.float32, axis=1).nontemporal
     assert not twopass.plan((2, 1000), np.float32, axis=1).nontemporal
