@@ -49,8 +49,8 @@ def _calls(x, rng):
                 x, labels, label_smoothing=s, **o
             ),
         )
-    yield "softmax_backward", lambda **o: twopass.softmax_backward(g, y, axis=-1, **o)
-    yield "log_softmax_backward", lambda **o: twopass.log_softmax_backward(g, log_y, axis=-1, **o)
+    yield "softmax_backward", lambda **o: twopass.softmax_backward(y, g, axis=-1, **o)
+    yield "log_softmax_backward", lambda **o: twopass.log_softmax_backward(log_y, g, axis=-1, **o)
 
 
 def _at(shape, dtype, offset):

@@ -313,7 +313,7 @@ MUTANTS = [
     m("short", "    for i in range(k, n):\n        y[i]",
       "    for i in range(k, n - 1):\n        y[i]",
       "tiles: the last element is not stored"),
-    m("memory", "        head = count\n", "        head = 0\n",
+    m("memory", "        head = count\n", "        pass\n",
       "streaming: pieces shorter than a line"),
     m("memory", "return left // line_length(to) * line_length(to)", "return left",
       "streaming: lines beyond the row"),

@@ -608,6 +608,7 @@ cdef void block_exp(
 ) noexcept nogil:
     """out = exp(y) * |sum| / |factor|."""
     cdef Py_ssize_t i
+    cdef real magic
     cdef real inverse = <real> scale.inverse
     cdef real inverse_low = <real> (scale.inverse - inverse + scale.inverse_low)
     careful[0] = careful[0] or not block_map(
@@ -615,13 +616,15 @@ cdef void block_exp(
         inverse_low, False)
     if not careful[0]:
         return
+    block_clamped_map(y, out, n, scale.exponent, <real> 0, <real> 0, inverse, inverse_low)
     if block_max(y, n, <real *> NULL) < 1:
-        block_clamped_map(
-            y, out, n, scale.exponent, <real> 0, <real> 0, inverse, inverse_low)
         return
-    # No logarithm of a probability, or NaN: what the loops cannot do, libm can.
+    # No logarithms of probabilities, or NaN: what no loop can do, libm can. Which elements those
+    # are depends on nothing beside them, or where blocks begin would show.
+    set_magic(0, &magic)
     for i in range(n):
-        out[i] = <real> (exp(y[i]) * (scale.inverse * ldexp(1, <int> -scale.exponent)))
+        if not rounded(y[i], magic) - magic <= scale.exponent + highest(y):
+            out[i] = <real> (exp(y[i]) * (scale.inverse * ldexp(1, <int> -scale.exponent)))
 
 
 cdef void backward_blocks(
