@@ -321,16 +321,16 @@ def test_log_softmax_of_a_dominant_element(level, dtype, rng, n):
             _check_log_softmax(x)
 
 
-@pytest.mark.parametrize("place", [5, 16_383, 16_384, 30_000, 32_768, 50_000])
-@pytest.mark.parametrize("gap", [0.3, 1, 3, 20])
+@pytest.mark.parametrize("place", [5, 16_383, 16_384, 33_000])
+@pytest.mark.parametrize("gap", [0.3, 5])
 def test_log_softmax_of_an_element_that_dominates_its_chunk(level, dtype, rng, place, gap):
     """Of a row of chunks only those are read again that matter: beside one of nearly equal
     exponent, of blocks that take other loops, of chunks with nothing."""
     for others in ("normal", "close", "masked", "empty"):
-        x = rng.normal(0, 1, 50_001).astype(dtype)
+        x = rng.normal(0, 1, 34_001).astype(dtype)
         x[place] = np.log(np.exp(x.astype(np.float64)).sum()) + gap
         if others == "close":  # half an exponent below: rounded up or down
-            x[(place + 20_000) % 50_001] = x[place] - 0.35
+            x[(place + 20_000) % 34_001] = x[place] - 0.35
         elif others == "masked":
             x[1::1000] = -np.inf
         elif others == "empty":

@@ -52,15 +52,15 @@ def test_halves_of_every_length(level, half, n, rng):
         same(function(x, axis=1), function(x.astype("f4"), axis=1).astype(half))
 
 
-@pytest.mark.parametrize("kind", ["normal", "wide", "masked", "huge"])
+@pytest.mark.parametrize("kind", ["wide", "masked", "huge"])
 def test_halves_by_table(level, half, kind):
     """Rows so long that every half is mapped, rather than every element: the same bits."""
-    for n in around(1 << 20):
+    for n in (1 << 20, (1 << 20) + 5):
         with np.errstate(over="ignore"):
             x = logits(kind, n, half)
         x[:3] = -0.0, 0.0, ml_dtypes.finfo(half).smallest_subnormal
         expected = twopass.softmax(x.astype("f4")).astype(half)
-        for n_threads in (1, 2, 7):
+        for n_threads in (1, 3):
             same(twopass.softmax(x, n_threads=n_threads), expected)
         wide = twopass.softmax(x.astype("f4"), scale=-0.3).astype(half)
         same(twopass.softmax(x, scale=-0.3), wide)
