@@ -180,3 +180,19 @@ def test_columns_at_odd_addresses(level, dtype, function, rng):
         target = np.empty(values.nbytes + 3, np.uint8)[3:].view(dtype).reshape(values.shape)
         np.testing.assert_array_equal(function(values, 0, out=target), expected)
         np.testing.assert_array_equal(function(x, 0, out=x), expected)
+
+
+@pytest.mark.parametrize("first", [-np.inf, -1e30, 50.0, 3e6])
+def test_columns_whose_first_elements_are_far_away(level, dtype, first):
+    """The first row gives a column its reference exponent: masked, or far above or below the rest."""
+    x = np.full((130, 20), -200, dtype)
+    x[1:] += np.linspace(0, 1, 129, dtype=dtype)[:, None]
+    x[0, ::2] = first
+    for function in (twopass.softmax, twopass.log_softmax):
+        y = function(x, axis=0)
+        rows = function(np.ascontiguousarray(x.T), axis=1).T
+        np.testing.assert_allclose(y, rows, rtol=8 * np.finfo(dtype).eps)
+    np.testing.assert_allclose(
+        twopass.logsumexp(x, axis=0), twopass.logsumexp(x.T.copy(), axis=1),
+        rtol=8 * np.finfo(dtype).eps,
+    )  # fmt: skip
