@@ -184,7 +184,7 @@ def test_columns_at_odd_addresses(level, dtype, function, rng):
 
 @pytest.mark.parametrize("first", [-np.inf, -1e30, 50.0, 3e6])
 def test_columns_whose_first_elements_are_far_away(level, dtype, first):
-    """The first row gives a column its reference exponent: masked, or far above or below the rest."""
+    """The first row gives a column its reference exponent: masked, far above or below the rest."""
     x = np.full((130, 20), -200, dtype)
     x[1:] += np.linspace(0, 1, 129, dtype=dtype)[:, None]
     x[0, ::2] = first
