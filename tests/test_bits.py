@@ -173,6 +173,25 @@ def test_reloaded_terms_by_non_temporal_stores(level, dtype, kind):
             assert (memory[start + x.nbytes :] == 7).all()
 
 
+@pytest.mark.parametrize("name", ["log_softmax", "logsumexp"])
+@pytest.mark.parametrize("n", [97, 128, 1000, 1023, 1025, 2047, 2048, 2049, 2090, 5000, 16_384])
+def test_one_dominates_in_any_place(level, dtype, name, n):
+    """The sum without the dominant element comes from its lane alone, or, where there is a mask,
+    from the whole row, with the same bits."""
+    edges = [edge + i for edge in (0, 1024, 2048, 4096, n) for i in range(-35, 35)]
+    places = np.array(sorted({place for place in edges if 0 <= place < n}))
+    x = np.repeat(logits("normal", n, dtype)[np.newaxis], len(places), axis=0)
+    rows = np.arange(len(places))
+    for gap in (0.3, 12):
+        x[rows, places] = x[0].max() + np.log(n) + gap
+        for scale in (1, 1.7, -1.7):
+            signed = x * dtype.type(np.sign(scale))
+            result = _call(name, signed, axis=1, scale=scale)
+            expected = _call(name, signed, axis=1, scale=scale, where=np.ones(x.shape, bool))
+            _assert_same(result, expected, (gap, scale))
+        x[rows, places] = logits("normal", n, dtype)[places]
+
+
 @pytest.mark.skipif(
     not {"x86-64-v3", "x86-64-v4"} <= set(isa.available()), reason="needs two levels with FMA"
 )

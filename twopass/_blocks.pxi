@@ -27,6 +27,7 @@ cdef enum:
     LANES = 16
     STEP = 32  # two terms are added before a lane is: a float pair costs one conversion
     MAX_LANES = 64  # lanes of a maximum: comparisons have a latency, too
+    BLOCK_LANE = BLOCK_BYTES // 4 // LANES  # elements of a block in one lane, at most
     SEGMENT = 256  # elements between two rounds of prefetches, a whole number of steps
     # Range of n - ref that the loops use: wide enough for every normal result below the maximum,
     # and so far from subnormal numbers that a term times a rounding error is none either.
@@ -53,6 +54,11 @@ ctypedef struct Sum:
     # Rows with elements that only a three-pass algorithm can handle: |x| * log2 e above the limit.
     bint too_high
     bint too_low
+
+
+ctypedef struct Lanes:
+    double total[LANES]
+    double error[LANES]
 
 
 cdef inline int lowest(const real *unused) noexcept nogil:
@@ -161,7 +167,7 @@ cdef real block_max(const real *x, Py_ssize_t n, real *tops) noexcept nogil:
         top[j] = <real> -INFINITY
         unordered[j] = 0
     while k + MAX_LANES <= n:
-        prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, MAX_LANES * sizeof(real))
+        prefetch_far_lines(<const char *> (x + k) + PREFETCH_BYTES, MAX_LANES * sizeof(real))
         for j in range(MAX_LANES):
             value = x[k + j]
             top[j] = value if value > top[j] else top[j]
@@ -171,16 +177,24 @@ cdef real block_max(const real *x, Py_ssize_t n, real *tops) noexcept nogil:
         value = x[k + j]
         top[j] = value if value > top[j] else top[j]
         nans |= value != value
-    for j in range(LANES, MAX_LANES):
-        top[j % LANES] = top[j] if top[j] > top[j % LANES] else top[j % LANES]
-    result = top[0]
+    for j in range(32):
+        top[j] = top[j + 32] if top[j + 32] > top[j] else top[j]
     for j in range(LANES):
-        result = top[j] if top[j] > result else result
-    for j in range(MAX_LANES):
-        nans |= unordered[j] != unordered[j]
+        top[j] = top[j + 16] if top[j + 16] > top[j] else top[j]
     if tops != NULL:
         memcpy(tops, top, LANES * sizeof(real))
-    return <real> NAN if nans else result
+    for j in range(8):
+        top[j] = top[j + 8] if top[j + 8] > top[j] else top[j]
+    for j in range(4):
+        top[j] = top[j + 4] if top[j + 4] > top[j] else top[j]
+    for j in range(MAX_LANES):
+        nans |= unordered[j] != unordered[j]
+    if nans:
+        return <real> NAN
+    result = top[0]
+    for j in range(1, 4):
+        result = top[j] if top[j] > result else result
+    return result
 
 
 # Terms in range: reduce_extexp, reduce_storeextexp, map_scaleextexp -----------------------------
@@ -244,7 +258,7 @@ cdef inline void stream_segment(
         least[j] = low[0]
         most[j] = high[0]
     while k < n:
-        prefetch(ahead + k * sizeof(real))
+        prefetch_far(ahead + k * sizeof(real))
         for i in range(LINE_BYTES // VECTOR_BYTES):
             for j in range(vector):
                 value = x[k + i * vector + j]
@@ -298,7 +312,7 @@ cdef inline void sum_steps(
         sums[j] = total[j]
         errors[j] = error[j]
     while k < n:
-        prefetch_lines(ahead + k * sizeof(real), STEP * sizeof(real))
+        prefetch_far_lines(ahead + k * sizeof(real), STEP * sizeof(real))
         for j in range(LANES):
             value = x[k + j]
             other = x[k + LANES + j]
@@ -368,7 +382,7 @@ cdef inline void block_segments(
         k = whole
     while k < whole:
         count = whole - k if whole - k < SEGMENT else SEGMENT
-        prefetch_lines(ahead + k * sizeof(real), count * sizeof(real))
+        prefetch_far_lines(ahead + k * sizeof(real), count * sizeof(real))
         segment(
             x + k, to + k, count, magic, sinking, bottom, floor, scaling, scale, mapping, factor,
             factor_low, low, high)
@@ -387,7 +401,8 @@ cdef inline void block_segments(
 
 cdef inline bint block_in_range(
     const real *x, const char *ahead, real *to, Py_ssize_t n, double ref, bint sinking,
-    bint scaling, real scale, bint mapping, bint streaming, real factor, real factor_low, Sum *out
+    bint scaling, real scale, bint mapping, bint streaming, real factor, real factor_low, Sum *out,
+    Lanes *lanes
 ) noexcept nogil:
     cdef double total[LANES]
     cdef double error[LANES]
@@ -422,6 +437,9 @@ cdef inline bint block_in_range(
             factor, factor_low, &low64, &high64, total, error)
         memcpy(&t, &high64, 8)
     if not mapping:
+        if lanes != NULL:
+            memcpy(lanes.total, total, sizeof(total))
+            memcpy(lanes.error, error, sizeof(error))
         collapse(total, error, sizeof(real) == 8, out)
         out.exponent = ref
         out.top = <double> (t - magic)
@@ -435,29 +453,70 @@ cdef inline bint block_in_range(
 
 cdef inline bint block_at(
     const real *x, const char *ahead, real *to, Py_ssize_t n, double ref, int speed, real scale,
-    bint mapping, bint streaming, real factor, real factor_low, Sum *out
+    bint mapping, bint streaming, real factor, real factor_low, Sum *out, Lanes *lanes
 ) noexcept nogil:
     """block_in_range() with constants, so that each loop is compiled for what it does."""
     if speed == FAST and scale == 0:
         return block_in_range(
-            x, ahead, to, n, ref, False, False, scale, mapping, streaming, factor, factor_low, out)
+            x, ahead, to, n, ref, False, False, scale, mapping, streaming, factor, factor_low, out,
+            lanes)
     if speed == FAST:
         return block_in_range(
-            x, ahead, to, n, ref, False, True, scale, mapping, streaming, factor, factor_low, out)
+            x, ahead, to, n, ref, False, True, scale, mapping, streaming, factor, factor_low, out,
+            lanes)
     if scale == 0:
         return block_in_range(
-            x, ahead, to, n, ref, True, False, scale, mapping, streaming, factor, factor_low, out)
+            x, ahead, to, n, ref, True, False, scale, mapping, streaming, factor, factor_low, out,
+            lanes)
     return block_in_range(
-        x, ahead, to, n, ref, True, True, scale, mapping, streaming, factor, factor_low, out)
+        x, ahead, to, n, ref, True, True, scale, mapping, streaming, factor, factor_low, out, lanes)
 
 
 cdef bint block_terms(
     const real *x, const char *ahead, real *terms, Py_ssize_t n, double ref, int speed, real scale,
-    Sum *out
+    Sum *out, Lanes *lanes
 ) noexcept nogil:
-    """Sum of term(x); the terms are kept in `terms` unless that is NULL.  False: not in range."""
+    """Sum of term(x); the terms are kept in `terms` unless that is NULL, else the totals of the
+    lanes in `lanes` unless that is.  False: not in range."""
+    if terms != NULL:
+        return block_at(
+            x, ahead, terms, n, ref, speed, scale, False, False, <real> 1, <real> 0, out,
+            <Lanes *> NULL)
     return block_at(
-        x, ahead, terms, n, ref, speed, scale, False, False, <real> 1, <real> 0, out)
+        x, ahead, <real *> NULL, n, ref, speed, scale, False, False, <real> 1, <real> 0, out, lanes)
+
+
+cdef void leave_out(
+    const real *x, Py_ssize_t n, Py_ssize_t skip, double ref, real scale, Lanes *lanes, Sum *out
+) noexcept nogil:
+    """block_terms(), FAST, without one element: of its lane alone the terms are added again."""
+    cdef real terms[BLOCK_LANE]
+    cdef Py_ssize_t lane = skip % LANES, count, i
+    cdef real magic, value
+    set_magic(ref, &magic)
+    count = (n + STEP - 1) // STEP * (STEP // LANES)
+    for i in range(count):
+        terms[i] = x[lane + i * LANES] if lane + i * LANES < n else x[skip]
+    for i in range(count):
+        value = terms[i]
+        if scale == 0:
+            terms[i] = term_of(
+                value, rounded_at(value, magic, False, scale), magic, False, scale, False,
+                <real> 1, <real> 0)
+        else:
+            terms[i] = term_of(
+                value, rounded_at(value, magic, True, scale), magic, True, scale, False,
+                <real> 1, <real> 0)
+    terms[skip // LANES] = 0
+    for i in range(count - STEP // LANES, count):
+        if lane + i * LANES >= n:
+            terms[i] = 0
+    lanes.total[lane] = 0
+    lanes.error[lane] = 0
+    for i in range(0, count, 2):
+        accumulate(&lanes.total[lane], &lanes.error[lane], terms[i] + terms[i + 1])
+    collapse(lanes.total, lanes.error, sizeof(real) == 8, out)
+    out.exponent = ref
 
 
 cdef bint block_map(
@@ -467,9 +526,11 @@ cdef bint block_map(
     """y = exp(x) * 2**-exponent * inverse.  False: some y is not in range."""
     if streaming:
         return block_at(
-            x, ahead, y, n, exponent, speed, scale, True, True, inverse, inverse_low, <Sum *> NULL)
+            x, ahead, y, n, exponent, speed, scale, True, True, inverse, inverse_low, <Sum *> NULL,
+            <Lanes *> NULL)
     return block_at(
-        x, ahead, y, n, exponent, speed, scale, True, False, inverse, inverse_low, <Sum *> NULL)
+        x, ahead, y, n, exponent, speed, scale, True, False, inverse, inverse_low, <Sum *> NULL,
+        <Lanes *> NULL)
 
 
 # Any terms --------------------------------------------------------------------------------------
@@ -506,7 +567,7 @@ cdef inline void block_clamped_terms_at(
         error[j] = 0
     while k < whole:
         count = whole - k if whole - k < SEGMENT else SEGMENT
-        prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, count * sizeof(real))
+        prefetch_far_lines(<const char *> (x + k) + PREFETCH_BYTES, count * sizeof(real))
         to = terms + k if terms != NULL else buffer
         for j in range(count):
             to[j] = clamped_term(x[k + j], shift, floor, magic, scaling, scale)
@@ -570,7 +631,7 @@ cdef inline void block_clamped_map_at(
     floor = <real> ((exponent - highest(x) + lowest(x)) * M_LN2)
     while k < whole:
         count = whole - k if whole - k < SEGMENT else SEGMENT
-        prefetch_lines(<const char *> (x + k) + PREFETCH_BYTES, count * sizeof(real))
+        prefetch_far_lines(<const char *> (x + k) + PREFETCH_BYTES, count * sizeof(real))
         for j in range(k, k + count):
             y[j] = clamped_map(
                 x[j], shift, floor, magic, scaling, scale, inverse, inverse_low, threshold,
@@ -619,7 +680,7 @@ cdef inline void rescale_at(
     cdef real line[LANES]
     cdef Py_ssize_t k = 0, j
     while streaming and k < n:
-        prefetch(<const char *> (terms + k) + PREFETCH_BYTES)
+        prefetch_far(<const char *> (terms + k) + PREFETCH_BYTES)
         for j in range(line_length(terms)):
             line[j] = times_pair(terms[k + j], inverse, inverse_low)
             if not folded:
@@ -679,7 +740,7 @@ cdef inline void subtract_at(
     cdef real line[LANES]
     cdef Py_ssize_t k = 0
     while streaming and k < n:
-        prefetch(ahead + k * sizeof(real))
+        prefetch_far(ahead + k * sizeof(real))
         subtract_run(x + k, line, line_length(x), scaling, scale, high, rest, low)
         stream_lines(<char *> (y + k), <const char *> line, LINE_BYTES)
         k += line_length(x)

@@ -274,6 +274,7 @@ cdef void run_rows(
     """Rows first ... last."""
     cdef char *free_space
     cdef Row row
+    cdef BlockSum blocks[MAX_BLOCKS]
     cdef Choosing choosing
     cdef Py_ssize_t index
     memset(&row, 0, sizeof(Row))
@@ -288,6 +289,10 @@ cdef void run_rows(
     row.mask = call.mask
     row.vacant = call.vacant
     row.skip = -1
+    if row.n_chunks == 1 and (
+            call.operation == LOG_SOFTMAX or call.operation == LOGSUMEXP
+            or call.operation == ADD_TO_SUMS):
+        row.blocks = blocks
     free_space = <char *> aligned(workspace)
     if call.scratch:
         row.terms = free_space

@@ -11,6 +11,7 @@ from libc.stdlib cimport free, malloc
 cdef enum:
     CHUNK = 16384  # elements, a multiple of every block
     MAX_CHUNKS = 4096
+    MAX_BLOCKS = CHUNK // BLOCK_DOUBLES  # of the shortest chunk
 
 
 cdef enum Pass:
@@ -47,6 +48,13 @@ ctypedef struct Bound:
     Py_ssize_t last
 
 
+ctypedef struct BlockSum:
+    # What one block of a row has added, and from what a sum without one of its elements follows.
+    Sum sum      # normalised
+    double ref   # reference exponent of the lanes; NaN unless the fast loop made them
+    Lanes lanes
+
+
 ctypedef struct Row:
     # One row, what its passes need, and what they have found so far.
     const Operand *x
@@ -70,6 +78,7 @@ ctypedef struct Row:
     double *refs     # reference exponent of the terms, one per block
     Sum *partials    # one per chunk
     bint summed      # they are those of REDUCE_EXTEXP, with no element left out
+    BlockSum *blocks  # of the only chunk, as many as it may have; NULL: not wanted
     double *largest  # one per chunk, of REDUCE_MAX
     void *tops       # LANES per block: what block_max() leaves; NULL: not wanted
     double maximum   # the largest element where it is known before the passes, else NaN
@@ -304,6 +313,7 @@ cdef void sum_terms(
     cdef int speed = first_speed(row), here
     cdef real scale = <real> row.scale
     cdef Sum part
+    cdef BlockSum *kept
     clear(out)
     while i < stop:
         count = stop - i if stop - i < block else block
@@ -320,6 +330,7 @@ cdef void sum_terms(
         if ref != ref:
             # Any nearby exponent will do as the reference; the first element's is at hand.
             ref = first_exponent(row, x, count)
+        kept = row.blocks + i // block if row.blocks != NULL else NULL
         to = NULL
         if terms != NULL:
             to = term_buffer if <const real *> terms + i == x else terms + i
@@ -328,7 +339,8 @@ cdef void sum_terms(
         if skipping and here == FAST:
             here = SINKING
         while here < CAREFUL and not block_terms(
-                x, ahead_of(row, i), to, count, ref, here, scale, &part):
+                x, ahead_of(row, i), to, count, ref, here, scale, &part,
+                &kept.lanes if kept != NULL else NULL):
             here += 1
         if here == CAREFUL and anchored:
             block_clamped_terms(x, to, count, ref, scale, <real> row.shift, &part)
@@ -341,6 +353,9 @@ cdef void sum_terms(
             if to == term_buffer:
                 memcpy(terms + i, to, count * sizeof(real))
         normalise(&part)
+        if kept != NULL:
+            kept.sum = part
+            kept.ref = ref if here == FAST else NAN
         combine(out, &part)
         i += count
 
@@ -462,29 +477,95 @@ cdef void run_pass(const Row *row, Pass which, real *unused) noexcept nogil:
             leave(callers)
 
 
+cdef inline bint sum_block(const Row *row, Pass which, Sum *total, real *unused) noexcept nogil:
+    """sum_terms() of a row of one block that lies as the loops want it.  False: it does not, or
+    has to go more slowly."""
+    cdef const real *x = <const real *> row.x_row
+    cdef real *terms = <real *> row.terms if which == REDUCE_STOREEXTEXP else NULL
+    cdef real scale = <real> row.scale
+    cdef double ref
+    if (row.n > block_length(unused) or not row.x.direct or edited(row) or row.tops != NULL
+            or row.skip >= 0 or <const real *> terms == x
+            or which != REDUCE_STOREEXTEXP and which != REDUCE_EXTEXP):
+        return False
+    ref = exponent_of(scaled(row, x[0])) + window(x)
+    if not fabs(ref) < exponent_limit(scale):
+        return False
+    if not block_terms(
+            x, ahead_of(row, 0), terms, row.n, ref, FAST, scale, total,
+            &row.blocks.lanes if row.blocks != NULL else NULL):
+        return False
+    total.too_high = False
+    total.too_low = False
+    if terms != NULL:
+        row.refs[0] = ref
+    if row.blocks != NULL:
+        row.blocks.ref = ref
+    return True
+
+
+cdef inline void settle(Sum *total) noexcept nogil:
+    """As if the sum of the only chunk had gone through the bins."""
+    normalise(total)
+    if fabs(total.high) < INFINITY:
+        cut(total)
+
+
 cdef Sum reduce(const Row *row, Pass which, real *unused) noexcept nogil:
     """run_pass() and its partial sums added up, normalised."""
     cdef Sum total
     if row.n_chunks > 1:
         return reduce_exact(row, which, NULL, unused)
-    run_pass(row, which, unused)
-    total = row.partials[0]
-    normalise(&total)
-    if fabs(total.high) < INFINITY:
-        cut(&total)  # as if it had gone through the bins
+    if not sum_block(row, which, &total, unused):
+        run_pass(row, which, unused)
+        total = row.partials[0]
+    if row.blocks != NULL and row.n <= block_length(unused):
+        normalise(&total)
+        row.blocks.sum = total
+    settle(&total)
     return total
+
+
+cdef bint sum_without(const Row *row, real *unused) noexcept nogil:
+    """The only chunk's sum without row.skip, from those of its blocks.  False: they do not do."""
+    cdef Py_ssize_t block = block_length(unused), index = row.skip // block, i, count
+    cdef char space[BLOCK_BYTES + LINE_BYTES]
+    cdef real *buffer = <real *> aligned(space)
+    cdef BlockSum *kept = row.blocks + index
+    cdef const real *x
+    cdef Sum part
+    # Near the limit needs_maximum() has to know the largest exponent.
+    if not fabs(kept.ref) < exponent_limit(<real> row.scale) + lowest(unused) - highest(unused):
+        return False
+    count = row.n - index * block
+    count = count if count < block else block
+    x = read(row, index * block, count, buffer)
+    clear(&part)
+    leave_out(
+        x, count, row.skip - index * block, kept.ref, <real> row.scale, &kept.lanes, &part)
+    normalise(&part)
+    clear(row.partials)
+    for i in range((row.n - 1) // block + 1):
+        combine(row.partials, &part if i == index else &row.blocks[i].sum)
+    return True
 
 
 cdef Sum reduce_without(Row *row, Exact *exact, real *unused) noexcept nogil:
     """REDUCE_EXTEXP without row.skip, and exactly unless `exact` is NULL.  Of a row that is summed
-    up already only its chunk is read again."""
+    up already only the chunk is read again that has it, or no more than its lane."""
     cdef Exact space
-    if not row.summed or row.n_chunks == 1:
+    cdef Sum total
+    if not row.summed:
         return reduce(row, REDUCE_EXTEXP, unused) if exact == NULL else reduce_exact(
             row, REDUCE_EXTEXP, exact, unused)
     row.summed = False
-    run_chunk(row, REDUCE_EXTEXP, row.skip // row.chunk, unused)
-    return exact_sum_of(row.partials, row.n_chunks, &space if exact == NULL else exact)
+    if row.blocks == NULL or not sum_without(row, unused):
+        run_chunk(row, REDUCE_EXTEXP, row.skip // row.chunk, unused)
+    if row.n_chunks > 1 or exact != NULL:
+        return exact_sum_of(row.partials, row.n_chunks, &space if exact == NULL else exact)
+    total = row.partials[0]
+    settle(&total)
+    return total
 
 
 cdef double reduce_largest(const Row *row, real *unused) noexcept nogil:
@@ -498,11 +579,31 @@ cdef double reduce_largest(const Row *row, real *unused) noexcept nogil:
     return result
 
 
+cdef double largest_of_blocks(const Row *row, double top, real *unused) noexcept nogil:
+    """largest_of_sum() of the only chunk."""
+    cdef Py_ssize_t block = block_length(unused), i = 0, count
+    cdef char space[BLOCK_BYTES + LINE_BYTES]
+    cdef real *buffer = <real *> aligned(space)
+    cdef const real *x
+    cdef double result = -INFINITY, value
+    while i < row.n:
+        count = row.n - i if row.n - i < block else block
+        if row.blocks[i // block].sum.top >= top - 1:
+            x = read(row, i, count, buffer)
+            value = block_max(x, count, <real *> NULL)
+            result = value if value > result else result
+        i += count
+    row.largest[0] = result
+    return result
+
+
 cdef double largest_of_sum(const Row *row, double top, real *unused) noexcept nogil:
     """reduce_largest() of a row without NaN whose largest exponent is `top`.  If it is summed up
     already, only chunks that may have it are read again."""
     cdef Py_ssize_t index
     cdef double result = -INFINITY
+    if row.summed and row.blocks != NULL:
+        return largest_of_blocks(row, top, unused)
     if not row.summed or row.n_chunks == 1:
         return reduce_largest(row, unused)
     for index in range(row.n_chunks):
@@ -587,6 +688,21 @@ cdef void softmax_row(Row *row, Algorithm algorithm, real *unused) noexcept nogi
 
 # log_softmax, logsumexp -------------------------------------------------------------------------
 
+cdef inline Py_ssize_t first_equal(const real *x, Py_ssize_t n, real value) noexcept nogil:
+    """Position of the first x that equals `value`, n if there is none."""
+    cdef Py_ssize_t k = 0, j
+    cdef int found = 0
+    while k + MAX_LANES <= n:
+        for j in range(MAX_LANES):
+            found |= x[k + j] == value
+        if found:
+            break
+        k += MAX_LANES
+    while k < n and x[k] != value:
+        k += 1
+    return k
+
+
 cdef Py_ssize_t position_of(const Row *row, double value, real *unused) noexcept nogil:
     """First position of `value`, row.maximum or what reduce_largest() found."""
     cdef char space[BLOCK_BYTES + LINE_BYTES]
@@ -599,9 +715,9 @@ cdef Py_ssize_t position_of(const Row *row, double value, real *unused) noexcept
     while i < row.n:
         count = row.n - i if row.n - i < block else block
         x = read(row, i, count, buffer)
-        for j in range(count):
-            if x[j] == value:
-                return i + j
+        j = first_equal(x, count, <real> value)
+        if j < count:
+            return i + j
         i += count
     return 0
 

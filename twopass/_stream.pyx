@@ -63,7 +63,7 @@ cdef double read_chunk(const real *a, Py_ssize_t n) noexcept nogil:
     for j in range(LANES):
         total[j] = 0
     while i + LANES <= n:
-        prefetch_lines(<const char *> (a + i) + PREFETCH_BYTES, LANES * sizeof(real))
+        prefetch_far_lines(<const char *> (a + i) + PREFETCH_BYTES, LANES * sizeof(real))
         for j in range(LANES):
             total[j] += a[i + j]
         i += LANES
@@ -117,7 +117,7 @@ cdef double run_chunk(
         count = n - i if n - i < SEGMENT else SEGMENT
         if kernel == COPY_NT:
             count = streamed_length(out + i, count, &lines)
-        prefetch_lines(<const char *> (a + i) + PREFETCH_BYTES, count * sizeof(real))
+        prefetch_far_lines(<const char *> (a + i) + PREFETCH_BYTES, count * sizeof(real))
         if lines:
             stream_lines(<char *> (out + i), <const char *> (a + i), count * sizeof(real))
         else:

@@ -57,8 +57,7 @@ cdef bint map_by_table(const Row *row, real *unused) noexcept nogil:
     cdef Table *table = NULL
     cdef Py_ssize_t index
     cdef Environment callers
-    # A look-up took 0.65 ns on Zen 3, an exponential in 512-bit vectors 0.2 on another machine.
-    if (VECTOR_BYTES < 64 and row.n >= TABLED and row.mask == NULL and row.bound == NULL
+    if (row.n >= TABLED and row.mask == NULL and row.bound == NULL
             and packed_halves(row.x, row.x_row) and packed_halves(row.y, row.y_row)):
         table = <Table *> malloc(sizeof(Table))
     if table == NULL:

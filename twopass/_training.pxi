@@ -54,9 +54,9 @@ cdef inline void sum_products(
         sums[j] = total[j]
         errors[j] = error[j]
     while k < n:
-        prefetch_lines(<const char *> (a + k) + PREFETCH_BYTES, LANES * sizeof(real))
+        prefetch_far_lines(<const char *> (a + k) + PREFETCH_BYTES, LANES * sizeof(real))
         if weighted:
-            prefetch_lines(<const char *> (b + k) + PREFETCH_BYTES, LANES * sizeof(real))
+            prefetch_far_lines(<const char *> (b + k) + PREFETCH_BYTES, LANES * sizeof(real))
         for j in range(LANES):
             add_product(&sums[j], &errors[j], a[k + j], b[k + j], weighted)
         k += LANES
@@ -573,8 +573,8 @@ cdef void block_softmax_backward(
     cdef real line[LANES]
     cdef Py_ssize_t k = 0
     while streaming and k < n:
-        prefetch(<const char *> (y + k) + PREFETCH_BYTES)
-        prefetch(<const char *> (g + k) + PREFETCH_BYTES)
+        prefetch_far(<const char *> (y + k) + PREFETCH_BYTES)
+        prefetch_far(<const char *> (g + k) + PREFETCH_BYTES)
         softmax_backward_run(y + k, g + k, line, line_length(y), high, low)
         stream_lines(<char *> (out + k), <const char *> line, LINE_BYTES)
         k += line_length(y)
@@ -596,7 +596,7 @@ cdef void block_subtract_scaled(
     cdef real line[LANES]
     cdef Py_ssize_t k = 0
     while streaming and k < n:
-        prefetch(<const char *> (g + k) + PREFETCH_BYTES)
+        prefetch_far(<const char *> (g + k) + PREFETCH_BYTES)
         subtract_scaled_run(g + k, values + k, line, line_length(g), factor)
         stream_lines(<char *> (out + k), <const char *> line, LINE_BYTES)
         k += line_length(g)
