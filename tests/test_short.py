@@ -35,7 +35,7 @@ def _rows(rng, n, dtype):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("n", range(1, 101))
+@pytest.mark.parametrize("n", [*range(1, 101), 111, 112, 113, 126, 127, 128, 129])
 def test_rows_of_a_tile_are_rows_alone(level, dtype, n, name):
     """Every length around the longest that has tiles, every place in a tile."""
     function = FUNCTIONS[name]

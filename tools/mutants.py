@@ -289,7 +289,7 @@ MUTANTS = [
       "segment: masked elements do not sink"),
     m("blocks", "        value = floor if sinking and x[j] < bottom else x[j]\n",
       "        value = floor if sinking else x[j]\n", "segment: everything counts as masked"),
-    m("blocks", "                q = 0 if x[k + LANES + j] < bottom else q\n", "",
+    m("blocks", "                    q = 0 if x[k + LANES + i * vector + j] < bottom else q\n", "",
       "sum_steps: masked elements do not sink"),
     m("blocks", "(ref + 4 * lowest(x)) * M_LN2", "(ref + lowest(x)) * M_LN2",
       "elements sink that count"),

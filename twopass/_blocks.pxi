@@ -303,40 +303,43 @@ cdef inline void sum_steps(
     cdef bits most[LANES]
     cdef double sums[LANES]
     cdef double errors[LANES]
-    cdef Py_ssize_t k = 0, j
+    cdef Py_ssize_t k = 0, i, j, vector = VECTOR_BYTES // sizeof(real)
     cdef real value, other, t, u, p, q
     cdef bits a, b
-    for j in range(LANES):
+    for j in range(vector):
         least[j] = low[0]
         most[j] = high[0]
+    for j in range(LANES):
         sums[j] = total[j]
         errors[j] = error[j]
     while k < n:
         prefetch_far_lines(ahead + k * sizeof(real), STEP * sizeof(real))
-        for j in range(LANES):
-            value = x[k + j]
-            other = x[k + LANES + j]
-            if sinking:
-                value = floor if value < bottom else value
-                other = floor if other < bottom else other
-            t = rounded_at(value, magic, scaling, scale)
-            u = rounded_at(other, magic, scaling, scale)
-            a = bits_of(t, least[j])
-            b = bits_of(u, least[j])
-            least[j] = a if a < least[j] else least[j]
-            most[j] = a if a > most[j] else most[j]
-            least[j] = b if b < least[j] else least[j]
-            most[j] = b if b > most[j] else most[j]
-            p = times_power(mantissa_at(value, t - magic, scaling, scale), t)
-            q = times_power(mantissa_at(other, u - magic, scaling, scale), u)
-            if sinking:
-                p = 0 if x[k + j] < bottom else p
-                q = 0 if x[k + LANES + j] < bottom else q
-            accumulate(&sums[j], &errors[j], p + q)
+        for i in range(LANES * sizeof(real) // VECTOR_BYTES):
+            for j in range(vector):
+                value = x[k + i * vector + j]
+                other = x[k + LANES + i * vector + j]
+                if sinking:
+                    value = floor if value < bottom else value
+                    other = floor if other < bottom else other
+                t = rounded_at(value, magic, scaling, scale)
+                u = rounded_at(other, magic, scaling, scale)
+                a = bits_of(t, least[j])
+                b = bits_of(u, least[j])
+                least[j] = a if a < least[j] else least[j]
+                most[j] = a if a > most[j] else most[j]
+                least[j] = b if b < least[j] else least[j]
+                most[j] = b if b > most[j] else most[j]
+                p = times_power(mantissa_at(value, t - magic, scaling, scale), t)
+                q = times_power(mantissa_at(other, u - magic, scaling, scale), u)
+                if sinking:
+                    p = 0 if x[k + i * vector + j] < bottom else p
+                    q = 0 if x[k + LANES + i * vector + j] < bottom else q
+                accumulate(&sums[i * vector + j], &errors[i * vector + j], p + q)
         k += STEP
-    for j in range(LANES):
+    for j in range(vector):
         low[0] = least[j] if least[j] < low[0] else low[0]
         high[0] = most[j] if most[j] > high[0] else high[0]
+    for j in range(LANES):
         total[j] = sums[j]
         error[j] = errors[j]
 

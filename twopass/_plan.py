@@ -11,7 +11,7 @@ from twopass.passes import ALGORITHMS
 #: A row of terms that is kept in scratch memory rather than in the output: under 1 MiB a thread.
 SCRATCH_BYTES = 768 << 10
 #: Rows up to this are computed a tile at a time and written by ordinary stores, as in the kernels.
-SHORT_ROW_BYTES = 384
+SHORT_ROW_BYTES = 512
 #: An inner axis at least this long has the kernel for columns; a shorter one is gathered.
 MIN_COLUMNS = 8
 #: Elements of the grid that threads share one row by, as in the kernels.

@@ -8,7 +8,7 @@
 cdef enum:
     TILE = 16  # rows
     FEW_ROWS = 4  # fewer take longer as a tile than one by one
-    SHORT = 96  # elements of the longest row in float: a tile of them, and its sums, fit in L1
+    SHORT = 128  # elements of the longest row in float: a tile of them, and its sums, fit in L1
 
 
 ctypedef struct Tile:
