@@ -186,6 +186,8 @@ MUTANTS = [
     m("rows", "    if row.blocks != NULL and row.n <= block_length(unused):\n"
       "        normalise(&total)\n        row.blocks.sum = total\n", "",
       "reduce: the only block's sum not kept"),
+    m("choosing", "total = reduce_exact(row, REDUCE_EXTEXP, NULL, unused)",
+      "total = reduce(row, REDUCE_EXTEXP, unused)", "draws from sums of another row"),
     m("rows", "            or row.skip >= 0 or <const real *> terms == x\n",
       "            or <const real *> terms == x\n", "sum_block: nothing skipped"),
     m("rows", "            or row.skip >= 0 or <const real *> terms == x\n",

@@ -176,7 +176,7 @@ cdef Sum sum_row(Row *row, const Choosing *c, bint selects, real *unused) noexce
     cdef Sum total
     begin(row)
     row.tops = c.tops if selects else NULL
-    total = reduce(row, REDUCE_EXTEXP, unused)
+    total = reduce_exact(row, REDUCE_EXTEXP, NULL, unused)  # leaves row.partials, for draws
     row.tops = NULL
     softmax_from_sum(row, &total, unused)
     return total

@@ -512,7 +512,7 @@ cdef inline void settle(Sum *total) noexcept nogil:
 
 
 cdef Sum reduce(const Row *row, Pass which, real *unused) noexcept nogil:
-    """run_pass() and its partial sums added up, normalised."""
+    """The row's sum, normalised; row.partials may be as they were."""
     cdef Sum total
     if row.n_chunks > 1:
         return reduce_exact(row, which, NULL, unused)
