@@ -78,7 +78,7 @@ class ExtendedSum:
     row. Cut elsewhere, the chunks are others, and last bits may differ. (For rows of more than
     ``2**26`` elements one call has longer chunks. Say `length`, and cut at multiples of ``n/4096``
     rounded up to a multiple of 8192. Exempt are elements beyond a million and a half (float32 on
-    x86-64-v2: 1400), whose sums are rounded when they meet, float32 `logsumexp` within 0.5 of 0,
+    x86-64-v2: 1400), whose sums are rounded when they meet, float32 `logsumexp` from -0.5 to 0.5,
     and calls along an axis that is not last, which have another order.)
 
     **Special values.** As for `twopass.softmax`: a NaN or +inf in any piece makes the whole row

@@ -478,12 +478,13 @@ cdef void run_pass(const Row *row, Pass which, real *unused) noexcept nogil:
 
 
 cdef inline bint sum_block(const Row *row, Pass which, Sum *total, real *unused) noexcept nogil:
-    """sum_terms() of a row of one block that lies as the loops want it.  False: it does not, or
-    has to go more slowly."""
+    """sum_terms() of a row of one block that lies as the loops want it.  False: it does not."""
     cdef const real *x = <const real *> row.x_row
     cdef real *terms = <real *> row.terms if which == REDUCE_STOREEXTEXP else NULL
     cdef real scale = <real> row.scale
     cdef double ref
+    cdef bint fast
+    cdef Sum part
     if (row.n > block_length(unused) or not row.x.direct or edited(row) or row.tops != NULL
             or row.skip >= 0 or <const real *> terms == x
             or which != REDUCE_STOREEXTEXP and which != REDUCE_EXTEXP):
@@ -491,16 +492,25 @@ cdef inline bint sum_block(const Row *row, Pass which, Sum *total, real *unused)
     ref = exponent_of(scaled(row, x[0])) + window(x)
     if not fabs(ref) < exponent_limit(scale):
         return False
-    if not block_terms(
-            x, ahead_of(row, 0), terms, row.n, ref, FAST, scale, total,
-            &row.blocks.lanes if row.blocks != NULL else NULL):
-        return False
-    total.too_high = False
-    total.too_low = False
+    fast = block_terms(
+        x, ahead_of(row, 0), terms, row.n, ref, FAST, scale, total,
+        &row.blocks.lanes if row.blocks != NULL else NULL)
+    if fast:
+        total.too_high = False
+        total.too_low = False
+    else:
+        clear(&part)
+        if not block_terms(
+                x, ahead_of(row, 0), terms, row.n, ref, SINKING, scale, &part, <Lanes *> NULL):
+            careful_terms(x, terms, row.n, scale, &part)
+        ref = part.exponent
+        normalise(&part)
+        clear(total)
+        combine(total, &part)
     if terms != NULL:
         row.refs[0] = ref
     if row.blocks != NULL:
-        row.blocks.ref = ref
+        row.blocks.ref = ref if fast else NAN
     return True
 
 
