@@ -126,8 +126,9 @@ def rows(at):
 
 def tiles(at):
     """Batches of short rows, which are computed several at a time, whole tiles and parts of one."""
-    for dtype, kind, x_memory, y_memory in cases(DTYPES, 110 * 37):
-        for n_rows, n, gap in product((3, 4, 5, 16, 17, 37), range(1, 100), (0, 3)):
+    lengths = (*range(1, 36), *range(46, 51), *range(62, 67), 96, *range(126, 131))
+    for dtype, kind, x_memory, y_memory in cases(DTYPES, 134 * 37):
+        for n_rows, n, gap in product((3, 4, 5, 16, 17, 37), lengths, (0, 3)):
             at(dtype, kind, x_memory.end, n_rows, n, gap)
             x = x_memory.table(n_rows, n, n + gap)
             y = y_memory.table(n_rows, n, n + gap)

@@ -284,7 +284,7 @@ def test_nuclei(dtype, rng, kind, p):
 def test_draws_from_scaled_and_masked(level, dtype, rng, option):
     """A negative scale is one of the negated logits, 0 makes all equal, a mask is -inf."""
     for kind in ("normal", "ties", "huge"):
-        for n in (100, 3000, 20_000):
+        for n in (100, 3000, 20_000) if kind == "normal" else (100, 3000):
             x = _row(kind, n, dtype, rng)
             where = rng.random(n) < 0.4
             where[n // 2] = True

@@ -105,7 +105,7 @@ MUTANTS = [
     m("blocks", "        nans |= value != value\n", "", "block_max: NaN in the tail"),
     m("blocks", "unordered[j] = unordered[j] if value == value else value", "unordered[j] = 0",
       "block_max: NaN in the lanes"),
-    m("blocks", "            most[j] = b if b > most[j] else most[j]\n", "",
+    m("blocks", "                most[j] = b if b > most[j] else most[j]\n", "",
       "sum_steps: range of the second half"),
     m("blocks", "        least = i if i < least else least\n", "", "segment: no lower bound"),
     m("blocks", "return fmaf(value, factor, value * factor_low)", "return value * factor",
