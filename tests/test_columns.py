@@ -38,7 +38,9 @@ def test_columns_of_every_width(level, dtype, rng, n):
         _check_columns(rng.normal(0, 3, (n, width)).astype(dtype), 1 + width % 4)
 
 
-@pytest.mark.parametrize("n", [4095, 4096, 4097, 8193])
+@pytest.mark.parametrize(
+    "n", [4096, 4097, *(pytest.param(n, marks=pytest.mark.slow) for n in (4095, 8193))]
+)
 @pytest.mark.parametrize("width", [8, 9, 31])
 def test_long_columns(level, dtype, rng, n, width):
     """Columns around chunk boundaries are within the bounds, on 1 ... 4 threads."""

@@ -54,7 +54,15 @@ def _assert_close(result, expected, dtype):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("chunks", [(1, 1), (7, 13), (2, 5), (7, 1), (1, 13), ((3, 4), (1, 10, 2))])
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        (1, 1),
+        (2, 5),
+        ((3, 4), (1, 10, 2)),
+        *(pytest.param(chunks, marks=pytest.mark.slow) for chunks in ((7, 13), (7, 1), (1, 13))),
+    ],
+)
 @pytest.mark.parametrize("axis", [0, 1, -1, None, (0, 1), ()])
 def test_any_chunks_along_any_axis(dtype, name, chunks, axis):
     """The results of one call; shape, chunks, dtype and meta say so before computing."""

@@ -187,6 +187,7 @@ def test_softmax_with_one_high_element(level, dtype, rng, algorithm, position):
         _check_softmax(x, algorithm=algorithm)
 
 
+@pytest.mark.slow
 def test_softmax_of_a_million(level, dtype, rng):
     """A long row of odd length is within the bound, on several threads too."""
     x = _normal(rng, 4, (1 << 20) + 3, dtype)

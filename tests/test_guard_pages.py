@@ -27,10 +27,7 @@ def _run(tmp_path, code):
 
 @pytest.mark.parametrize(
     "group",
-    [
-        pytest.param(name, marks=[] if name in ("rows", "tiles") else SLOW)
-        for name in guarded.GROUPS
-    ],
+    [pytest.param(name, marks=[] if name == "rows" else SLOW) for name in guarded.GROUPS],
 )
 def test_nothing_is_touched_beside_the_arrays(tmp_path, group):
     """Every length from 1 to 600 at both ends of a mapping; no input is written."""
