@@ -3,6 +3,7 @@
 import functools
 import math
 import operator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -218,13 +219,11 @@ def logsumexp(
     (np.float64(1.5413248546129181), np.float64(-1.0))
     """
     if b is None and out is None and scale is None and where is None and not return_sign:
-        arguments = _remembered("logsumexp", a, axis, "auto", n_threads, False)
-        if arguments is not None:
-            n_reduced = arguments[0]
-            shape = a.shape[: a.ndim - n_reduced]
-            result = np.empty(shape + (1,) * n_reduced, a.dtype)
-            isa.kernels().compute.rows(a, result, *arguments)
-            return result if keepdims else result.reshape(shape)[()]
+        call = _remembered("logsumexp", a, axis, "auto", n_threads, False)
+        if call is not None:
+            result = np.empty(call.kept, a.dtype)
+            getattr(isa.kernels().compute, call.kernel)(a, result, *call.arguments)
+            return result if keepdims else result.reshape(call.shape)[()]
     if type(a) is not np.ndarray and _interop.has_own_kind(a):
         compute = functools.partial(
             logsumexp, axis=axis, b=b, keepdims=keepdims, return_sign=return_sign, scale=scale,
@@ -424,11 +423,11 @@ def _output(out, shape, dtype, sources) -> tuple[np.ndarray, list[np.ndarray]]:
     result = _checked_out(out, shape, dtype)
     kept = []
     for source in sources:
-        same = (
+        overlaps = np.may_share_memory(source, out) and not (
             source.ctypes.data == out.ctypes.data and source.strides == out.strides
             and source.dtype == out.dtype
         )  # fmt: skip
-        kept.append(source.copy() if np.may_share_memory(source, out) and not same else source)
+        kept.append(source.copy() if overlaps else source)
     return result, kept
 
 
@@ -437,19 +436,19 @@ def _output(out, shape, dtype, sources) -> tuple[np.ndarray, list[np.ndarray]]:
 
 def _map(function, x, axis, scale, where, all_masked, out, algorithm, n_threads):
     """Softmax and log_softmax."""
-    arguments = None
+    call = None
     if scale is None and where is None and type(all_masked) is str and all_masked == "nan":
-        arguments = _remembered(function, x, axis, algorithm, n_threads, out is x)
-    if arguments is not None:
+        call = _remembered(function, x, axis, algorithm, n_threads, out is x)
+    if call is not None:
         if out is None:
             result = np.empty(x.shape, x.dtype)
-            isa.kernels().compute.rows(x, result, *arguments)
+            getattr(isa.kernels().compute, call.kernel)(x, result, *call.arguments)
             return result
         if out is x or (
             type(out) is np.ndarray and out.flags.carray and out.shape == x.shape
             and out.dtype == x.dtype and not np.may_share_memory(x, out)
         ):  # fmt: skip
-            isa.kernels().compute.rows(x, out, *arguments)
+            getattr(isa.kernels().compute, call.kernel)(x, out, *call.arguments)
             return out
     if type(x) is not np.ndarray and _interop.has_own_kind(x):
         compute = functools.partial(
@@ -475,8 +474,17 @@ def _map(function, x, axis, scale, where, all_masked, out, algorithm, n_threads)
     return result if result.ndim else result[()]
 
 
-def _remembered(function, x, axis, algorithm, n_threads, in_place):
-    """The kernel's arguments for a C-contiguous array along its last axes; None for others.
+class _Call(NamedTuple):
+    """A kernel and its arguments, for every C-contiguous array of one shape and dtype."""
+
+    kernel: str
+    arguments: tuple
+    kept: tuple[int, ...]  # the shape with reduced axes of length 1
+    shape: tuple[int, ...]  # without them
+
+
+def _remembered(function, x, axis, algorithm, n_threads, in_place) -> _Call | None:
+    """The call for a C-contiguous array along its last axes, or the last but one; None for others.
 
     What the general way would find, remembered: on ten elements that takes longer than the kernel.
     """
@@ -495,20 +503,32 @@ def _remembered(function, x, axis, algorithm, n_threads, in_place):
 
 
 @functools.lru_cache(maxsize=1024)
-def _contiguous_call(function, shape, dtype, axis, algorithm, threads, in_place):
+def _contiguous_call(function, shape, dtype, axis, algorithm, threads, in_place) -> _Call | None:
     ndim = len(shape)
     elements = math.prod(shape)
     if dtype not in _NATIVE or not elements:
         return None
     _check_algorithm(algorithm)
     axes = _axes(axis, ndim)
-    if axes != tuple(range(ndim - len(axes), ndim)) or not axes:
+    split = ndim - len(axes)
+    inner = 1
+    columns = axes == (ndim - 2,)
+    if columns:
+        split, inner = ndim - 2, shape[-1]
+        if inner < MIN_COLUMNS or shape[-2] == 1:  # _order() takes rows
+            return None
+    elif axes != tuple(range(split, ndim)) or not axes:
         return None
-    n = math.prod(shape[ndim - len(axes) :])
+    outer = math.prod(shape[:split])
     out_itemsize = 0 if function == "logsumexp" else dtype.itemsize
-    g = Geometry(elements // n, n, 1, dtype.itemsize, out_itemsize, True, in_place, False)
+    g = Geometry(
+        outer, elements // (outer * inner), inner, dtype.itemsize, out_itemsize, True, in_place,
+        columns,
+    )  # fmt: skip
     p = choose(function, g, algorithm, threads, machine(), isa.active())
-    return _row_arguments(p, g, len(axes))
+    arguments = _column_arguments(p, g) if columns else _row_arguments(p, g, len(axes))
+    kept = tuple(1 if i in axes else length for i, length in enumerate(shape))
+    return _Call("columns" if columns else "rows", arguments, kept, _without(shape, axes))
 
 
 def _row_arguments(p: Plan, g: Geometry, n_reduced: int) -> tuple:
@@ -518,6 +538,12 @@ def _row_arguments(p: Plan, g: Geometry, n_reduced: int) -> tuple:
         n_reduced, g.outer, g.n, compute.OPERATIONS[p.function], compute.ALGORITHMS[p.algorithm],
         p.nontemporal, p.terms_in == "scratch", p.n_threads, p.inside_row,
     )  # fmt: skip
+
+
+def _column_arguments(p: Plan, g: Geometry) -> tuple:
+    """A plan as the kernels' columns() takes it, after x and out."""
+    compute = isa.kernels().compute
+    return g.outer, compute.OPERATIONS[p.function], p.nontemporal, p.n_threads, p.inside_row
 
 
 def _order(x: np.ndarray, axes: tuple[int, ...]) -> tuple[list[int], bool]:
@@ -583,10 +609,7 @@ def _run(function, x, out, axes, changes, algorithm, n_threads) -> None:
     threads = thread_count(n_threads, g.elements)
     p = _choose(function, g, algorithm, threads, machine(), kernels.level)
     if columns:
-        compute.columns(
-            x, out, g.outer, compute.OPERATIONS[function], p.nontemporal, p.n_threads,
-            p.inside_row, *changes.arguments(),
-        )  # fmt: skip
+        compute.columns(x, out, *_column_arguments(p, g), *changes.arguments())
     else:
         compute.rows(x, out, *_row_arguments(p, g, n_reduced), *changes.arguments())
 
