@@ -8,7 +8,7 @@ from twin import ALL, MAPS, assert_close, by_scipy, by_twopass
 
 import twopass
 
-WIDTHS = (*range(1, 71), 255, 256, 257, 511, 513)
+WIDTHS = (*range(1, 71), 127, 129, 255, 257, 511, 512, 513, 528, 529)
 BOUND = {"float32": 3, "float64": 3}
 
 
@@ -36,6 +36,33 @@ def test_columns_of_every_width(level, dtype, rng, n):
     """Columns are within the bounds for every width from 1 to 70, and around blocks."""
     for width in WIDTHS:
         _check_columns(rng.normal(0, 3, (n, width)).astype(dtype), 1 + width % 4)
+
+
+@pytest.mark.parametrize("n", [2, 5, 66, 71])
+def test_blocks_of_columns_never_show(level, dtype, rng, n):
+    """A column has its bits in arrays of any width, on any number of threads, wherever cache lines
+    begin: beside many others or a few."""
+    x = rng.normal(0, 3, (n, 1100)).astype(dtype)
+    scale = rng.uniform(0.5, 2, (1, 1100))
+    alone = [slice(j, j + 10) for j in range(0, 1100, 10)]
+    for function in (twopass.softmax, twopass.log_softmax, twopass.logsumexp):
+        for kind in (None, scale):
+            expected = np.concatenate([
+                function(x[:, s].copy(), 0, scale=None if kind is None else kind[:, s], n_threads=1)
+                for s in alone
+            ], axis=-1)  # fmt: skip
+            for width in (40, 128, 513, 528, 529, 1024, 1040, 1057, 1100):
+                given = np.ascontiguousarray(x[:, :width])
+                for n_threads in (1, 2, 7):
+                    line = np.empty(given.size + 64, dtype)
+                    result = line[width % 19 :][: given.size].reshape(given.shape)
+                    if function is twopass.logsumexp:
+                        result = result[0]
+                    function(
+                        given, 0, out=result, scale=None if kind is None else kind[:, :width],
+                        n_threads=n_threads,
+                    )  # fmt: skip
+                    assert oracle.same_bits(result, expected[..., :width]), (width, n_threads)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +190,7 @@ def test_large_columns(dtype):
     x = sample(dtype, (3000, (96 << 20) // dtype.itemsize // 3000 + 5))
     y = twopass.softmax(x, axis=0)
     np.testing.assert_allclose(y.sum(axis=0, dtype=np.float64), 1, rtol=1e-6)
-    for column in (0, 1, 255, 256, x.shape[1] - 1):
+    for column in (0, 1, 511, 512, 527, 528, x.shape[1] - 1):
         assert oracle.softmax_error(y[:, column], x[:, column].copy()) <= BOUND[dtype.name]
     twopass.softmax(x, axis=0, out=x)
     assert oracle.same_bits(x, y)

@@ -213,10 +213,10 @@ cdef inline real term_of(
     real factor_low
 ) noexcept nogil:
     """term(x) where t = rounded(x), times the factor where `mapping`."""
-    cdef real p = mantissa_at(x, t - magic, scaling, scale)
+    cdef real r = reduced_at(x, t - magic, scaling, scale)
     if mapping:
-        p = times_pair(p, factor, factor_low)
-    return times_power(p, t)
+        return times_power(times_pair(polynomial(r), factor, factor_low), t)
+    return raised(polynomial_less_1(r), t)
 
 
 cdef inline void segment(
@@ -329,8 +329,8 @@ cdef inline void sum_steps(
                 most[j] = a if a > most[j] else most[j]
                 least[j] = b if b < least[j] else least[j]
                 most[j] = b if b > most[j] else most[j]
-                p = times_power(mantissa_at(value, t - magic, scaling, scale), t)
-                q = times_power(mantissa_at(other, u - magic, scaling, scale), u)
+                p = term_of(value, t, magic, scaling, scale, False, <real> 1, <real> 0)
+                q = term_of(other, u, magic, scaling, scale, False, <real> 1, <real> 0)
                 if sinking:
                     p = 0 if x[k + i * vector + j] < bottom else p
                     q = 0 if x[k + LANES + i * vector + j] < bottom else q
@@ -413,8 +413,8 @@ cdef inline bint block_in_range(
     cdef int32_t low32 = 0, high32
     cdef int64_t low64 = 0, high64
     cdef real magic, zero, t, bottom, floor
-    set_magic(ref, &magic)
-    set_magic(0, &zero)
+    set_magic(ref if mapping else term_ref(ref, x), &magic)
+    set_magic(0 if mapping else term_ref(0, x), &zero)
     # So far below everything else in range that the careful loop has a term of 0, too.
     bottom = <real> ((ref + 4 * lowest(x)) * M_LN2)
     floor = <real> ((ref + lowest(x) + 2) * M_LN2)
@@ -496,7 +496,7 @@ cdef void leave_out(
     cdef real terms[BLOCK_LANE]
     cdef Py_ssize_t lane = skip % LANES, count, i
     cdef real magic, value
-    set_magic(ref, &magic)
+    set_magic(term_ref(ref, x), &magic)
     count = (n + STEP - 1) // STEP * (STEP // LANES)
     for i in range(count):
         terms[i] = x[lane + i * LANES] if lane + i * LANES < n else x[skip]
@@ -547,7 +547,7 @@ cdef inline real clamped_term(
     cdef real safe = 0 if scaling else floor
     cdef real e = safe if product < floor else d
     cdef real t = rounded_at(e, magic, scaling, scale)
-    cdef real v = mantissa_at(e, t - magic, scaling, scale) * times_power(<real> 1, t)
+    cdef real v = mantissa_at(e, t - magic, scaling, scale) * raised(<real> 0, t)
     return 0 if product < floor else v
 
 
@@ -563,7 +563,7 @@ cdef inline void block_clamped_terms_at(
     cdef real *to
     cdef Py_ssize_t k = 0, j, count, whole = n // STEP * STEP
     cdef real magic, floor
-    set_magic(ref, &magic)
+    set_magic(term_ref(ref, x), &magic)
     floor = <real> ((ref + lowest(x)) * M_LN2)
     for j in range(LANES):
         total[j] = 0

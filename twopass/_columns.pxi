@@ -7,12 +7,12 @@
 # one by one; the map below serves them all.
 
 cdef enum:
-    COLUMNS = 256        # columns of a block
-    # Columns between two rounds of prefetches, when summing and when mapping: of a larger number
-    # in one go, some get lost.
-    NARROW = 32
-    WIDE = 128
-    BLOCK_ROWS = 64      # rows of a block, an even number
+    WIDE_COLUMNS = 512   # columns of a block: the fewer, the less of a row lies together
+    NARROW_COLUMNS = 64  # where threads would lack blocks
+    COLUMNS = 528        # at most, when blocks are moved to begin on cache lines
+    WIDE = 128           # columns between rounds of prefetches: of more in one go, some get lost
+    BLOCK_ROWS = 64      # rows of a block, a multiple of 4
+    TILE_ROWS = 32       # where they have to be copied first
     PREFETCH_ROWS = 12
     COLUMN_CHUNK = 4096  # rows of a chunk, at least; a multiple of BLOCK_ROWS
     MAX_COLUMN_CHUNKS = 32
@@ -38,6 +38,7 @@ ctypedef struct Columns:
     bint scaling           # some scale is neither 0 nor 1 nor -1
     Py_ssize_t n         # rows
     Py_ssize_t width
+    Py_ssize_t widest    # of all blocks
     Py_ssize_t chunk
     Py_ssize_t n_chunks
     int n_threads
@@ -58,27 +59,56 @@ cdef inline Py_ssize_t column_chunk(Py_ssize_t n) noexcept nogil:
     return chunk if chunk > COLUMN_CHUNK else COLUMN_CHUNK
 
 
-cdef inline void column_terms(
-    const real *a, const real *b, Py_ssize_t width, const real *magic, bint scaling,
-    const real *scale, double *total, double *error, bits *low, bits *high
+cdef inline real column_pair(
+    real a, real b, real magic, bint scaling, real scale, bits *least, bits *most
 ) noexcept nogil:
-    """Add the terms of two rows to the columns' totals; the range of the rounded() values."""
-    cdef Py_ssize_t j
-    cdef real t, u
-    cdef bits i, k
-    for j in range(width):
-        t = rounded_at(a[j], magic[j], scaling, scale[j])
-        u = rounded_at(b[j], magic[j], scaling, scale[j])
-        i = bits_of(t, low[j])
-        k = bits_of(u, low[j])
-        low[j] = i if i < low[j] else low[j]
-        high[j] = i if i > high[j] else high[j]
-        low[j] = k if k < low[j] else low[j]
-        high[j] = k if k > high[j] else high[j]
+    """The terms of two elements of a column, added; the range of the rounded() values."""
+    cdef real t = rounded_at(a, magic, scaling, scale)
+    cdef real u = rounded_at(b, magic, scaling, scale)
+    cdef bits i = bits_of(t, least[0])
+    cdef bits k = bits_of(u, least[0])
+    least[0] = i if i < least[0] else least[0]
+    most[0] = i if i > most[0] else most[0]
+    least[0] = k if k < least[0] else least[0]
+    most[0] = k if k > most[0] else most[0]
+    return (term_of(a, t, magic, scaling, scale, False, <real> 1, <real> 0)
+            + term_of(b, u, magic, scaling, scale, False, <real> 1, <real> 0))
+
+
+cdef inline void column_terms(
+    const char *x, Py_ssize_t stride, int pairs, Py_ssize_t width, const real *magic, bint scaling,
+    const real *scale, double *total, double *error, bits *least, bits *most
+) noexcept nogil:
+    """Add the terms of one or two pairs of rows to the columns' totals; the range of the rounded()
+    values, kept in LANES parts."""
+    cdef const real *a = <const real *> x
+    cdef const real *b = <const real *> (x + stride)
+    cdef const real *c = <const real *> (x + 2 * stride if pairs == 2 else x)
+    cdef const real *d = <const real *> (x + 3 * stride if pairs == 2 else x)
+    cdef Py_ssize_t k = 0, i, j, q, vector = VECTOR_BYTES // sizeof(real)
+    cdef const char *ahead = x + PREFETCH_ROWS * stride
+    while k + line_length(magic) <= width:
+        for i in range(2 * pairs):
+            prefetch(ahead + i * stride + k * sizeof(real))
+        for i in range(LINE_BYTES // VECTOR_BYTES):
+            for j in range(vector):
+                q = k + i * vector + j
+                accumulate(
+                    &total[q], &error[q],
+                    column_pair(a[q], b[q], magic[q], scaling, scale[q], &least[j], &most[j]))
+                if pairs == 2:
+                    accumulate(
+                        &total[q], &error[q],
+                        column_pair(c[q], d[q], magic[q], scaling, scale[q], &least[j], &most[j]))
+        k += line_length(magic)
+    for q in range(k, width):
         accumulate(
-            &total[j], &error[j],
-            times_power(mantissa_at(a[j], t - magic[j], scaling, scale[j]), t)
-            + times_power(mantissa_at(b[j], u - magic[j], scaling, scale[j]), u))
+            &total[q], &error[q],
+            column_pair(a[q], b[q], magic[q], scaling, scale[q], least, most))
+        if pairs == 2:
+            accumulate(
+                &total[q], &error[q],
+                column_pair(c[q], d[q], magic[q], scaling, scale[q], least, most))
 
 
 cdef inline void column_clamped_terms(
@@ -182,64 +212,57 @@ cdef void edit_line(const Columns *block, Py_ssize_t i, real *to) noexcept nogil
             to[j] = to[j] if mask[j * block.mask_column] else <real> -INFINITY
 
 
-cdef inline void range_limits(const real *unused, bits *low, bits *high) noexcept nogil:
-    """bits_of() the rounded() values at both ends of what the fast loops can do."""
+cdef inline void range_limits(
+    double ref, const real *unused, bits *low, bits *high
+) noexcept nogil:
+    """bits_of() the rounded() values at both ends of what the fast loops can do, where `ref` is
+    what set_magic() takes for the reference 0."""
     cdef real zero
-    set_magic(0, &zero)
+    set_magic(ref, &zero)
     low[0] = bits_of(zero + lowest(unused), low[0])
     high[0] = bits_of(zero + highest(unused), high[0])
 
 
 cdef bint try_block(
     const Columns *block, Py_ssize_t start, Py_ssize_t rows, const real *magic, double *total,
-    double *error, Sum *sums, bits limit_low, bits limit_high
+    double *error, bits limit_low, bits limit_high
 ) noexcept nogil:
     """Add rows start ... start + rows to the totals.  False, and the totals as they were, when an
     element is not in range."""
     cdef double new_total[COLUMNS]
     cdef double new_error[COLUMNS]
-    cdef bits low[COLUMNS]
-    cdef bits high[COLUMNS]
-    cdef Py_ssize_t i, j, count, width = block.width
-    cdef const real *a
-    cdef const real *b
+    cdef bits least[LANES]
+    cdef bits most[LANES]
+    cdef Py_ssize_t i = start, j, width = block.width
+    cdef const char *x
     cdef const real *scale = <const real *> block.parameters
-    cdef bint scaling = block.scaling
-    cdef real t
     cdef bint inside = True
     memcpy(new_total, total, width * sizeof(double))
     memcpy(new_error, error, width * sizeof(double))
-    for j in range(width):
-        low[j] = limit_high
-        high[j] = limit_low
-    for i in range(start, start + rows, 2):
-        a = <const real *> (block.x + i * block.x_stride)
-        b = <const real *> (<const char *> a + block.x_stride)
-        j = 0
-        while j < width:
-            count = width - j if width - j < NARROW else NARROW
-            prefetch_lines(
-                <const char *> (a + j) + PREFETCH_ROWS * block.x_stride, count * sizeof(real))
-            prefetch_lines(
-                <const char *> (b + j) + PREFETCH_ROWS * block.x_stride, count * sizeof(real))
-            if scaling:
-                column_terms(
-                    a + j, b + j, count, magic + j, True, scale + j, new_total + j, new_error + j,
-                    low + j, high + j)
-            else:
-                column_terms(
-                    a + j, b + j, count, magic + j, False, scale + j, new_total + j, new_error + j,
-                    low + j, high + j)
-            j += count
-    for j in range(width):
-        inside &= low[j] >= limit_low and high[j] <= limit_high
+    for j in range(LANES):
+        least[j] = limit_high
+        most[j] = limit_low
+    while i < start + rows:
+        x = block.x + i * block.x_stride
+        if start + rows - i >= 4 and block.scaling:
+            column_terms(
+                x, block.x_stride, 2, width, magic, True, scale, new_total, new_error, least, most)
+        elif start + rows - i >= 4:
+            column_terms(
+                x, block.x_stride, 2, width, magic, False, scale, new_total, new_error, least, most)
+        elif block.scaling:
+            column_terms(
+                x, block.x_stride, 1, width, magic, True, scale, new_total, new_error, least, most)
+        else:
+            column_terms(
+                x, block.x_stride, 1, width, magic, False, scale, new_total, new_error, least, most)
+        i += 4
+    for j in range(LANES):
+        inside &= least[j] >= limit_low and most[j] <= limit_high
     if not inside:
         return False
     memcpy(total, new_total, width * sizeof(double))
     memcpy(error, new_error, width * sizeof(double))
-    for j in range(width):
-        memcpy(&t, &high[j], sizeof(real) if sizeof(real) < sizeof(bits) else sizeof(bits))
-        sums[j].top = t - magic[j] if t - magic[j] > sums[j].top else sums[j].top
     return True
 
 
@@ -282,7 +305,7 @@ cdef void careful_block(
             total[j] *= scale
             error[j] *= scale
             sums[j].exponent = k
-            set_magic(k, &magic[j])
+            set_magic(term_ref(k, floor), &magic[j])
             floor[j] = <real> ((k + lowest(floor)) * M_LN2)
         sums[j].top = k if k > sums[j].top else sums[j].top
     for i in range(start, start + rows, 2):
@@ -305,19 +328,20 @@ cdef void column_sums(
     cdef double error[COLUMNS]
     cdef real floor[COLUMNS]
     cdef real magic[COLUMNS]
-    cdef real tile[BLOCK_ROWS * COLUMNS]
-    cdef Py_ssize_t i = start, j, rows, first
+    cdef real tile[TILE_ROWS * COLUMNS]
+    cdef Py_ssize_t i = start, j, rows, first, most = TILE_ROWS if block.edited else BLOCK_ROWS
     cdef const real *x = <const real *> (block.x + start * block.x_stride)
     cdef const real *scale = <const real *> block.parameters
     cdef Columns edited
     cdef const Columns *source
     cdef bint careful = False
+    cdef double k, limit = exponent_limit(<real> block.scaling)
     cdef int32_t low32 = 0, high32 = 0
     cdef int64_t low64 = 0, high64 = 0
     if real is float:
-        range_limits(maxima, &low32, &high32)
+        range_limits(term_ref(0, maxima), maxima, &low32, &high32)
     else:
-        range_limits(maxima, &low64, &high64)
+        range_limits(term_ref(0, maxima), maxima, &low64, &high64)
     if block.edited:
         edited = block[0]
         edited.x = <const char *> tile
@@ -333,13 +357,14 @@ cdef void column_sums(
         # Any nearby exponent will do as the reference; the first row's is at hand.
         sums[j].exponent = window(maxima) + exponent_of(
             x[j] * <double> scale[j] if block.scaling else x[j])
-        if not fabs(sums[j].exponent) < exponent_limit(<real> block.scaling):
+        # So far from the limit that no term's exponent in range is near it.
+        if not fabs(sums[j].exponent) < limit + lowest(maxima) - highest(maxima):
             sums[j].exponent = 0
             careful = True
-        set_magic(sums[j].exponent, &magic[j])
+        set_magic(term_ref(sums[j].exponent, maxima), &magic[j])
         floor[j] = <real> ((sums[j].exponent + lowest(maxima)) * M_LN2)
     while i < stop:
-        rows = stop - i if stop - i < BLOCK_ROWS else BLOCK_ROWS
+        rows = stop - i if stop - i < most else most
         careful = careful or rows % 2 == 1
         source = block
         first = i
@@ -351,17 +376,23 @@ cdef void column_sums(
         if not careful:
             if real is float:
                 careful = not try_block(
-                    source, first, rows, <const real *> magic, total, error, sums, low32, high32)
+                    source, first, rows, <const real *> magic, total, error, low32, high32)
             else:
                 careful = not try_block(
-                    source, first, rows, <const real *> magic, total, error, sums, low64, high64)
+                    source, first, rows, <const real *> magic, total, error, low64, high64)
         if careful:
             careful_block(source, first, rows, magic, floor, total, error, sums)
+        else:
+            for j in range(block.width):  # near enough for needs_maximum()
+                sums[j].top = sums[j].exponent if sums[j].exponent > sums[j].top else sums[j].top
         if maxima != NULL:  # while the rows are in a cache
             column_maxima(
                 source.x + first * source.x_stride, source.x_stride, rows, block.width, maxima)
         i += rows
     for j in range(block.width):
+        if maxima != NULL:  # logarithms ask for more than whether it is near the limit
+            k = exponent_of(maxima[j] * <double> scale[j] if block.scaling else maxima[j])
+            sums[j].top = k if fabs(k) <= limit else sums[j].top
         # _rows.pxi sums a column anew when it is too high.
         sums[j].high = 0 if sums[j].too_high else total[j]
         sums[j].low = 0 if sums[j].too_high else error[j]
@@ -414,9 +445,9 @@ cdef void map_columns(
     cdef int32_t low32 = 0, high32 = 0, least32, most32
     cdef int64_t low64 = 0, high64 = 0, least64, most64
     if real is float:
-        range_limits(unused, &low32, &high32)
+        range_limits(0, unused, &low32, &high32)
     else:
-        range_limits(unused, &low64, &high64)
+        range_limits(0, unused, &low64, &high64)
     for j in range(block.width):
         careful |= shift[j] != 0 or not inverse[j] > 0
     for i in range(start, stop):

@@ -54,8 +54,11 @@ cdef extern from *:
     #define twopass_fmaf(a, b, c) ((a) * (b) + (c))
     #define twopass_fma(a, b, c) ((a) * (b) + (c))
     #endif
+    /* How a term comes by its power of two, see raised(). With 64-byte vectors multiply-adds have
+       no unit to spare, and additions of integers have. */
+    #define TWOPASS_MULTIPLIES (TWOPASS_HAS_FMA && TWOPASS_VECTOR_BYTES < 64)
     """
-    const int TWOPASS_HAS_FMA
+    const int TWOPASS_HAS_FMA, TWOPASS_MULTIPLIES
     float fmaf "twopass_fmaf"(float a, float b, float c) noexcept nogil
     double fma "twopass_fma"(double a, double b, double c) noexcept nogil
     const float LOG2E_F32, LN2_HIGH_F32, LN2_LOW_F32
@@ -110,8 +113,8 @@ cdef inline real rounded(real x, real magic) noexcept nogil:
         return (x * LOG2E_F64 + MAGIC_F64) + (magic - MAGIC_F64)
 
 
-cdef inline real polynomial(real r) noexcept nogil:
-    """p(r) = 1 + (r + r**2 q(r)), q after Horner.
+cdef inline real polynomial_less_1(real r) noexcept nogil:
+    """p(r) - 1 = r + r**2 q(r), q after Horner.
 
     Horner to the end would save a multiplication and put some results in the wrong order.  In
     r + r**2 q(r) what q and r**2 are rounded by is less than what a step of r adds, by so much that
@@ -123,7 +126,7 @@ cdef inline real polynomial(real r) noexcept nogil:
         q = fmaf(r, q, C4_F32)
         q = fmaf(r, q, C3_F32)
         q = fmaf(r, q, C2_F32)
-        return 1 + fmaf(r * r, q, r)
+        return fmaf(r * r, q, r)
     else:
         q = fma(r, C11_F64, C10_F64)
         q = fma(r, q, C9_F64)
@@ -134,15 +137,15 @@ cdef inline real polynomial(real r) noexcept nogil:
         q = fma(r, q, C4_F64)
         q = fma(r, q, C3_F64)
         q = fma(r, q, C2_F64)
-        return 1 + fma(r * r, q, r)
+        return fma(r * r, q, r)
 
 
-cdef inline real mantissa(real x, real n) noexcept nogil:
-    """p(x - n ln 2), the argument reduced after Cody and Waite.
+cdef inline real polynomial(real r) noexcept nogil:
+    return 1 + polynomial_less_1(r)
 
-    Largest error found 0.74 * 2**-23 (float), 0.73 * 2**-52 (double); without fma 0.72 of both.
-    tests/test_exp.py has the bounds.
-    """
+
+cdef inline real reduced(real x, real n) noexcept nogil:
+    """x - n ln 2, after Cody and Waite."""
     cdef real r
     if real is float:
         r = fmaf(n, -LN2_HIGH_F32, x)
@@ -150,7 +153,16 @@ cdef inline real mantissa(real x, real n) noexcept nogil:
     else:
         r = fma(n, -LN2_HIGH_F64, x)
         r = fma(n, -LN2_LOW_F64, r)
-    return polynomial(r)
+    return r
+
+
+cdef inline real mantissa(real x, real n) noexcept nogil:
+    """p(x - n ln 2).
+
+    Largest error found 0.74 * 2**-23 (float), 0.73 * 2**-52 (double); without fma 0.72 of both.
+    tests/test_exp.py has the bounds.
+    """
+    return polynomial(reduced(x, n))
 
 
 # exp(scale * x).  The product enters the reduction unrounded, at the cost of one multiplication;
@@ -205,19 +217,24 @@ cdef inline real rounded_at(real x, real magic, bint scaling, real scale) noexce
         return fma(x, scale * LOG2E_F64, MAGIC_F64) + (magic - MAGIC_F64)
 
 
-cdef inline real mantissa_at(real x, real n, bint scaling, real scale) noexcept nogil:
-    """mantissa() of x, or of scale * x where `scaling`: then n has to be so small that its product
+cdef inline real reduced_at(real x, real n, bint scaling, real scale) noexcept nogil:
+    """reduced() of x, or of scale * x where `scaling`: then n has to be so small that its product
     with ln 2's high part is exact."""
     cdef real r
     if not scaling:
-        return mantissa(x, n)
+        return reduced(x, n)
     if real is float:
         r = product_minus(x, scale, n * LN2_HIGH_F32)
         r = fmaf(n, -LN2_LOW_F32, r)
     else:
         r = product_minus(x, scale, n * LN2_HIGH_F64)
         r = fma(n, -LN2_LOW_F64, r)
-    return polynomial(r)
+    return r
+
+
+cdef inline real mantissa_at(real x, real n, bint scaling, real scale) noexcept nogil:
+    """mantissa() of x, or of scale * x where `scaling`, with reduced_at()'s condition."""
+    return polynomial(reduced_at(x, n, scaling, scale))
 
 
 cdef inline real times_power(real value, real t) noexcept nogil:
@@ -236,6 +253,39 @@ cdef inline real times_power(real value, real t) noexcept nogil:
         bits64 += shift64 << MANTISSA_BITS_F64
         memcpy(&value, &bits64, 8)
     return value
+
+
+cdef inline double term_ref(double ref, const real *unused) noexcept nogil:
+    """What set_magic() takes for the reference where raised() follows."""
+    if not TWOPASS_MULTIPLIES:
+        return ref
+    if real is float:
+        return ref - EXPONENT_BIAS_F32
+    else:
+        return ref - EXPONENT_BIAS_F64
+
+
+cdef inline real raised(real less_1, real t) noexcept nogil:
+    """(1 + less_1) * 2**k, rounded once, for the k in the low bits of t.  Right as times_power().
+
+    Where k is there as a number format has it, biased, a shift makes it the power of two, and a
+    multiply-add is rounded where 1 + less_1 would be: one operation less.
+    """
+    cdef real base = 1, scale
+    cdef uint32_t bits32
+    cdef uint64_t bits64
+    if not TWOPASS_MULTIPLIES:
+        return times_power(base + less_1, t)
+    if real is float:
+        memcpy(&bits32, &t, 4)
+        bits32 = bits32 << MANTISSA_BITS_F32
+        memcpy(&scale, &bits32, 4)
+        return fmaf(less_1, scale, scale)
+    else:
+        memcpy(&bits64, &t, 8)
+        bits64 = bits64 << MANTISSA_BITS_F64
+        memcpy(&scale, &bits64, 8)
+        return fma(less_1, scale, scale)
 
 
 cdef inline bits bits_of(real t, bits unused) noexcept nogil:

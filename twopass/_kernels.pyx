@@ -569,7 +569,7 @@ cdef void run_columns_range(
 ) noexcept nogil:
     """Blocks first ... last, numbered through the outer axes and the blocks of columns."""
     cdef Py_ssize_t lead = lead_of(call)
-    cdef Py_ssize_t per_outer = (inner + lead - 1) // COLUMNS + 1
+    cdef Py_ssize_t per_outer = (inner + lead - 1) // template.widest + 1
     cdef Py_ssize_t chunks = template.n_chunks, task, j
     cdef Columns block = template[0]
     cdef Row row
@@ -593,8 +593,8 @@ cdef void run_columns_range(
     block.row = &row
     for task in range(first, last):
         # The first block is narrower, so that the others begin on a cache line of y.
-        j = task % per_outer * COLUMNS - lead
-        block.width = inner - j if inner - j < COLUMNS else COLUMNS
+        j = task % per_outer * block.widest - lead
+        block.width = inner - j if inner - j < block.widest else block.widest
         if j < 0:
             block.width += j
             j = 0
@@ -607,21 +607,32 @@ cdef void run_columns_range(
         run_alike(&block, call.operation == LOGSUMEXP, unused)
 
 
+cdef Py_ssize_t share_width(const Call *call, Py_ssize_t inner, int n_threads) noexcept nogil:
+    """Columns of a block: many, for memory's sake, but two blocks for each thread."""
+    cdef Py_ssize_t width = WIDE_COLUMNS, blocks
+    while width > NARROW_COLUMNS and call.n_rows * ((inner - 1) // width + 1) < 2 * n_threads:
+        width //= 2
+    blocks = (inner - 1) // width + 1
+    width = (inner + lead_of(call) - 1) // blocks + 1
+    return (width + LANES - 1) // LANES * LANES
+
+
 cdef bint share_columns(
-    const Call *call, const Columns *template, Py_ssize_t inner, real *unused
+    const Call *call, Columns *template, Py_ssize_t inner, real *unused
 ) noexcept nogil:
     """False: no memory, and nothing was written."""
     cdef Workspaces spaces
     cdef Environment callers
-    cdef Py_ssize_t lead = lead_of(call)
-    cdef Py_ssize_t tasks = call.n_rows * ((inner + lead - 1) // COLUMNS + 1), part, parts
+    cdef Py_ssize_t tasks, part, parts
     cdef int n_threads = 1 if call.inside else call.n_threads
+    template.widest = share_width(call, inner, n_threads)
+    tasks = call.n_rows * ((inner + lead_of(call) - 1) // template.widest + 1)
     if not get_workspaces(&spaces, columns_bytes(template, sizeof(real)), n_threads):
         return False
     if n_threads == 1:
         run_columns_range(call, template, 0, tasks, inner, spaces.first, unused)
     else:
-        parts = parts_of(n_threads, tasks, template.n * COLUMNS)
+        parts = parts_of(n_threads, tasks, template.n * template.widest)
         for part in prange(parts, num_threads=n_threads, schedule="dynamic"):
             callers = enter()
             run_columns_range(

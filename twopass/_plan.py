@@ -14,6 +14,8 @@ SCRATCH_BYTES = 768 << 10
 SHORT_ROW_BYTES = 512
 #: An inner axis at least this long has the kernel for columns; a shorter one is gathered.
 MIN_COLUMNS = 8
+#: Columns of a block of theirs, at least, as in the kernels.
+NARROW_COLUMNS = 64
 #: Elements of the grid that threads share one row by, as in the kernels.
 CHUNK = 16384
 
@@ -121,8 +123,10 @@ class Plan:
 
 def _share_threads(g: Geometry, n_threads: int) -> tuple[int, bool]:
     """Threads that have work, and whether they share one row at a time."""
-    tasks = g.outer * -(-g.inner // 256) if g.columns else g.outer
     chunks = -(-g.n // (4096 if g.columns else CHUNK))
+    # Blocks of columns are made narrow where threads would have none, but no work is cut across.
+    width = NARROW_COLUMNS if chunks <= 1 else 4 * NARROW_COLUMNS
+    tasks = g.outer * -(-g.inner // width) if g.columns else g.outer
     if n_threads == 1 or tasks >= 4 * n_threads or chunks <= 1:
         return max(1, min(n_threads, tasks)), False
     if tasks % n_threads == 0:

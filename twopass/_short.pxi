@@ -58,7 +58,7 @@ cdef inline void tile_terms(
             i = bits_of(t, least[r])
             least[r] = i if i < least[r] else least[r]
             most[r] = i if i > most[r] else most[r]
-            tile[k * TILE + r] = times_power(mantissa(x, t - m[r]), t)
+            tile[k * TILE + r] = raised(polynomial_less_1(reduced(x, t - m[r])), t)
     for r in range(TILE):
         low[r] = least[r]
         high[r] = most[r]
@@ -149,22 +149,21 @@ cdef void reduce_tile(real *tile, Py_ssize_t n, Tile *out) noexcept nogil:
     cdef int64_t low64[TILE]
     cdef int64_t high64[TILE]
     cdef Py_ssize_t r
-    cdef real t, zero
+    cdef real t
     cdef double ref, limit = exponent_limit(<real> 0)
     cdef int32_t lowest32 = 0, highest32 = 0
     cdef int64_t lowest64 = 0, highest64 = 0
-    set_magic(0, &zero)
     for r in range(TILE):
         ref = exponent_of(tile[r]) + window(tile)
         out.in_range[r] = 1 if fabs(ref) < limit else 0
         out.ref[r] = ref if fabs(ref) < limit else 0
-        set_magic(out.ref[r], &magic[r])
+        set_magic(term_ref(out.ref[r], tile), &magic[r])
     if real is float:
         tile_terms(tile, n, magic, <int32_t> INT32_MAX, low32, high32)
-        range_limits(tile, &lowest32, &highest32)
+        range_limits(term_ref(0, tile), tile, &lowest32, &highest32)
     else:
         tile_terms(tile, n, magic, <int64_t> INT64_MAX, low64, high64)
-        range_limits(tile, &lowest64, &highest64)
+        range_limits(term_ref(0, tile), tile, &lowest64, &highest64)
     tile_sums(<const real *> tile, n, total, error)
     for r in range(TILE):
         if real is float:
