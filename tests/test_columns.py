@@ -65,6 +65,35 @@ def test_blocks_of_columns_never_show(level, dtype, rng, n):
                     assert oracle.same_bits(result, expected[..., :width]), (width, n_threads)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 63, 64, 65, 67, 130, 4095, 4096])
+def test_kept_terms_never_show(level, dtype, rng, n):
+    """Columns have the same bits whether their exponentials wait in the output or are computed
+    twice: in range and out of it, from its end on, with what is left out, and far below."""
+    widths = (8, 13, 40) if n > 200 else (8, 9, 15, 16, 17, 33, 70, 529)
+    for width in widths:
+        x = rng.normal(0, 3, (n, width)).astype(dtype)
+        rows = np.arange(n)[:, None]
+        cases = {
+            "plain": (x, {}),
+            "one value": (np.zeros_like(x), {}),
+            "wide": (x * 60, {}),
+            "far last": (np.where(rows == n - 1, x - 300, x), {}),
+            "low first": (np.where(rows == 0, x - 36, x), {}),
+            "high last": (np.where(rows == n - 1, x + 300, x), {}),
+            "NaN": (np.where((rows == n // 2) & (np.arange(width) == 3), np.nan, x), {}),
+            "-inf": (np.where(rng.random(x.shape) < 0.3, -np.inf, x), {}),
+            "scaled": (x, {"scale": rng.uniform(-2, 2, (1, width))}),
+            "masked": (x, {"where": rng.random(x.shape) < 0.7, "all_masked": "zero"}),
+        }
+        for name, (given, options) in cases.items():
+            given = given.astype(dtype)
+            twice, once = (
+                twopass.softmax(given, 0, algorithm=algorithm, **options)
+                for algorithm in ("two_pass", "two_pass_reload")
+            )
+            assert oracle.same_bits(once, twice), (name, width)
+
+
 @pytest.mark.parametrize(
     "n", [4096, 4097, *(pytest.param(n, marks=pytest.mark.slow) for n in (4095, 8193))]
 )

@@ -293,12 +293,42 @@ def test_scratch_is_counted_in_what_the_kernel_computes_in():
     assert plan.scratch_bytes == 2 * 8 * (n - 1) <= 2 << 20
 
 
-def test_columns_say_that_they_have_one_algorithm():
+def test_columns_say_which_algorithms_they_have():
     """Another one asked for along columns does not vanish without a word."""
     columns = Geometry(1, 100, 100, 4, 4, True, False, True)
     plan = choose("softmax", columns, "three_pass_reload", 1, Machine(), "x86-64-v4")
     assert plan.algorithm == "two_pass"
     assert "columns have no three_pass_reload" in str(plan)
-    assert "columns have no" not in str(
-        choose("softmax", columns, "auto", 1, Machine(), "x86-64-v4")
+    for algorithm in ("auto", "two_pass", "two_pass_reload"):
+        plan = choose("softmax", columns, algorithm, 1, Machine(), "x86-64-v4")
+        assert "columns have no" not in str(plan)
+
+
+@pytest.mark.parametrize(
+    ("changes", "algorithm", "chosen"),
+    [
+        ({}, "auto", "two_pass_reload"),
+        ({}, "two_pass", "two_pass"),
+        ({"in_place": True}, "auto", "two_pass"),
+        ({"in_place": True}, "two_pass_reload", "two_pass"),
+        ({"direct": False}, "auto", "two_pass"),
+        ({"n": 4096}, "auto", "two_pass_reload"),
+        ({"n": 4097}, "auto", "two_pass"),
+        ({"n": 4096, "inner": 1 << 16}, "auto", "two_pass"),
+        ({"n": 4096, "inner": 1 << 16}, "two_pass_reload", "two_pass_reload"),
+    ],
+)
+def test_columns_in_cache_compute_each_exponential_once(changes, algorithm, chosen):
+    """Where columns keep their terms in the output, whose cache lines are not streamed then."""
+    fields = {
+        "outer": 1, "n": 100, "inner": 100, "itemsize": 4, "out_itemsize": 4, "direct": True,
+        "in_place": False, "columns": True,
+    }  # fmt: skip
+    plan = choose("softmax", Geometry(**{**fields, **changes}), algorithm, 1, Machine(), "any")
+    assert plan.algorithm == chosen
+    assert plan.terms_in == ("out" if chosen == "two_pass_reload" else "")
+    assert plan.nontemporal == (changes.get("inner", 0) > 100 and chosen == "two_pass")
+    assert (
+        choose("log_softmax", Geometry(**fields), "auto", 1, Machine(), "any").algorithm
+        == "two_pass"
     )

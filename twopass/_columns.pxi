@@ -45,6 +45,7 @@ ctypedef struct Columns:
     bint logarithm       # log_softmax
     bint streaming
     bint overwrites
+    bint keep            # the terms of the sums, in y, to be scaled; of one chunk
     Sum *partials        # n_chunks x COLUMNS
     void *maxima         # n_chunks x COLUMNS, of logarithms; else NULL
     Row *row             # a column as a row, for those that _rows.pxi does
@@ -60,55 +61,85 @@ cdef inline Py_ssize_t column_chunk(Py_ssize_t n) noexcept nogil:
 
 
 cdef inline real column_pair(
-    real a, real b, real magic, bint scaling, real scale, bits *least, bits *most
+    real a, real b, bint single, real magic, bint scaling, real scale, real *term, real *other,
+    bits *least, bits *most
 ) noexcept nogil:
-    """The terms of two elements of a column, added; the range of the rounded() values."""
+    """The terms of two elements of a column, or where `single` of the first alone, added; the range
+    of the rounded() values.  Unless `term` is NULL the terms go there and to `other`."""
     cdef real t = rounded_at(a, magic, scaling, scale)
     cdef real u = rounded_at(b, magic, scaling, scale)
     cdef bits i = bits_of(t, least[0])
     cdef bits k = bits_of(u, least[0])
+    cdef real p, q
     least[0] = i if i < least[0] else least[0]
     most[0] = i if i > most[0] else most[0]
     least[0] = k if k < least[0] else least[0]
     most[0] = k if k > most[0] else most[0]
-    return (term_of(a, t, magic, scaling, scale, False, <real> 1, <real> 0)
-            + term_of(b, u, magic, scaling, scale, False, <real> 1, <real> 0))
+    p = term_of(a, t, magic, scaling, scale, False, <real> 1, <real> 0)
+    q = term_of(b, u, magic, scaling, scale, False, <real> 1, <real> 0)
+    if term != NULL:
+        term[0] = p
+        other[0] = q
+    return p if single else p + q
 
 
 cdef inline void column_terms(
-    const char *x, Py_ssize_t stride, int pairs, Py_ssize_t width, const real *magic, bint scaling,
-    const real *scale, double *total, double *error, bits *least, bits *most
+    const char *x, Py_ssize_t stride, int rows, Py_ssize_t width, const real *magic, bint scaling,
+    const real *scale, bint keep, char *y, Py_ssize_t y_stride, double *total, double *error,
+    bits *least, bits *most
 ) noexcept nogil:
-    """Add the terms of one or two pairs of rows to the columns' totals; the range of the rounded()
-    values, kept in LANES parts."""
+    """Add the terms of 4 rows, 2 or 1 to the columns' totals; the range of the rounded() values,
+    kept in LANES parts.  Where `keep`, the terms go to y."""
     cdef const real *a = <const real *> x
-    cdef const real *b = <const real *> (x + stride)
-    cdef const real *c = <const real *> (x + 2 * stride if pairs == 2 else x)
-    cdef const real *d = <const real *> (x + 3 * stride if pairs == 2 else x)
-    cdef Py_ssize_t k = 0, i, j, q, vector = VECTOR_BYTES // sizeof(real)
+    cdef const real *b = <const real *> (x + stride if rows > 1 else x)
+    cdef const real *c = <const real *> (x + 2 * stride if rows == 4 else x)
+    cdef const real *d = <const real *> (x + 3 * stride if rows == 4 else x)
+    # Of their own, or no compiler could tell them from what else is written.
+    cdef real p[LANES]
+    cdef real q[LANES]
+    cdef real r[LANES]
+    cdef real s[LANES]
+    cdef Py_ssize_t k = 0, i, j, m, n, vector = VECTOR_BYTES // sizeof(real)
     cdef const char *ahead = x + PREFETCH_ROWS * stride
-    while k + line_length(magic) <= width:
-        for i in range(2 * pairs):
+    while k + vector <= width:
+        for i in range(rows):
             prefetch(ahead + i * stride + k * sizeof(real))
-        for i in range(LINE_BYTES // VECTOR_BYTES):
-            for j in range(vector):
-                q = k + i * vector + j
-                accumulate(
-                    &total[q], &error[q],
-                    column_pair(a[q], b[q], magic[q], scaling, scale[q], &least[j], &most[j]))
-                if pairs == 2:
-                    accumulate(
-                        &total[q], &error[q],
-                        column_pair(c[q], d[q], magic[q], scaling, scale[q], &least[j], &most[j]))
-        k += line_length(magic)
-    for q in range(k, width):
-        accumulate(
-            &total[q], &error[q],
-            column_pair(a[q], b[q], magic[q], scaling, scale[q], least, most))
-        if pairs == 2:
+        for j in range(vector):
+            n = k + j
             accumulate(
-                &total[q], &error[q],
-                column_pair(c[q], d[q], magic[q], scaling, scale[q], least, most))
+                &total[n], &error[n], column_pair(
+                    a[n], b[n], rows == 1, magic[n], scaling, scale[n],
+                    &p[j] if keep else NULL, &q[j], &least[j], &most[j]))
+            if rows == 4:
+                accumulate(
+                    &total[n], &error[n], column_pair(
+                        c[n], d[n], False, magic[n], scaling, scale[n],
+                        &r[j] if keep else NULL, &s[j], &least[j], &most[j]))
+        if keep:
+            memcpy(y + k * sizeof(real), p, VECTOR_BYTES)
+            if rows > 1:
+                memcpy(y + y_stride + k * sizeof(real), q, VECTOR_BYTES)
+            if rows == 4:
+                memcpy(y + 2 * y_stride + k * sizeof(real), r, VECTOR_BYTES)
+                memcpy(y + 3 * y_stride + k * sizeof(real), s, VECTOR_BYTES)
+        k += vector
+    for n in range(k, width):
+        accumulate(
+            &total[n], &error[n], column_pair(
+                a[n], b[n], rows == 1, magic[n], scaling, scale[n], &p[0] if keep else NULL, q,
+                least, most))
+        if keep:
+            (<real *> y)[n] = p[0]
+            if rows > 1:
+                (<real *> (y + y_stride))[n] = q[0]
+        if rows == 4:
+            accumulate(
+                &total[n], &error[n], column_pair(
+                    c[n], d[n], False, magic[n], scaling, scale[n], &r[0] if keep else NULL, s,
+                    least, most))
+            if keep:
+                (<real *> (y + 2 * y_stride))[n] = r[0]
+                (<real *> (y + 3 * y_stride))[n] = s[0]
 
 
 cdef inline void column_clamped_terms(
@@ -224,17 +255,17 @@ cdef inline void range_limits(
 
 
 cdef bint try_block(
-    const Columns *block, Py_ssize_t start, Py_ssize_t rows, const real *magic, double *total,
-    double *error, bits limit_low, bits limit_high
+    const Columns *block, Py_ssize_t start, Py_ssize_t rows, char *y, const real *magic,
+    double *total, double *error, bits limit_low, bits limit_high
 ) noexcept nogil:
-    """Add rows start ... start + rows to the totals.  False, and the totals as they were, when an
-    element is not in range."""
+    """Add rows start ... start + rows to the totals; the terms go to y unless it is NULL.  False,
+    and the totals as they were, when an element is not in range."""
     cdef double new_total[COLUMNS]
     cdef double new_error[COLUMNS]
     cdef bits least[LANES]
     cdef bits most[LANES]
-    cdef Py_ssize_t i = start, j, width = block.width
-    cdef const char *x
+    cdef Py_ssize_t i = start, j, count, stride = block.x_stride, width = block.width
+    cdef const char *x = block.x + start * stride
     cdef const real *scale = <const real *> block.parameters
     cdef bint inside = True
     memcpy(new_total, total, width * sizeof(double))
@@ -243,20 +274,37 @@ cdef bint try_block(
         least[j] = limit_high
         most[j] = limit_low
     while i < start + rows:
-        x = block.x + i * block.x_stride
-        if start + rows - i >= 4 and block.scaling:
+        count = start + rows - i
+        count = 4 if count >= 4 else 2 if count >= 2 else 1
+        # Constants, so that each loop is compiled for what it does.
+        if count == 4 and y == NULL and not block.scaling:
             column_terms(
-                x, block.x_stride, 2, width, magic, True, scale, new_total, new_error, least, most)
-        elif start + rows - i >= 4:
+                x, stride, 4, width, magic, False, scale, False, NULL, 0, new_total, new_error,
+                least, most)
+        elif count == 4 and not block.scaling:
             column_terms(
-                x, block.x_stride, 2, width, magic, False, scale, new_total, new_error, least, most)
-        elif block.scaling:
+                x, stride, 4, width, magic, False, scale, True, y, block.y_stride, new_total,
+                new_error, least, most)
+        elif count == 4 and y == NULL:
             column_terms(
-                x, block.x_stride, 1, width, magic, True, scale, new_total, new_error, least, most)
+                x, stride, 4, width, magic, True, scale, False, NULL, 0, new_total, new_error,
+                least, most)
+        elif count == 4:
+            column_terms(
+                x, stride, 4, width, magic, True, scale, True, y, block.y_stride, new_total,
+                new_error, least, most)
+        elif count == 2:
+            column_terms(
+                x, stride, 2, width, magic, block.scaling, scale, y != NULL, y, block.y_stride,
+                new_total, new_error, least, most)
         else:
             column_terms(
-                x, block.x_stride, 1, width, magic, False, scale, new_total, new_error, least, most)
-        i += 4
+                x, stride, 1, width, magic, block.scaling, scale, y != NULL, y, block.y_stride,
+                new_total, new_error, least, most)
+        if y != NULL:
+            y += count * block.y_stride
+        x += count * stride
+        i += count
     for j in range(LANES):
         inside &= least[j] >= limit_low and most[j] <= limit_high
     if not inside:
@@ -319,11 +367,11 @@ cdef void careful_block(
             column_clamped_terms(a, b, width, floor, magic, False, scales, total, error)
 
 
-cdef void column_sums(
+cdef bint column_sums(
     const Columns *block, Py_ssize_t start, Py_ssize_t stop, Sum *sums, real *maxima
 ) noexcept nogil:
     """The extended sum of every column over rows start ... stop, and its largest element unless
-    `maxima` is NULL."""
+    `maxima` is NULL.  True: with block.keep, y is the terms, relative to the sums' exponents."""
     cdef double total[COLUMNS]
     cdef double error[COLUMNS]
     cdef real floor[COLUMNS]
@@ -334,6 +382,7 @@ cdef void column_sums(
     cdef const real *scale = <const real *> block.parameters
     cdef Columns edited
     cdef const Columns *source
+    cdef char *y
     cdef bint careful = False
     cdef double k, limit = exponent_limit(<real> block.scaling)
     cdef int32_t low32 = 0, high32 = 0
@@ -365,7 +414,6 @@ cdef void column_sums(
         floor[j] = <real> ((sums[j].exponent + lowest(maxima)) * M_LN2)
     while i < stop:
         rows = stop - i if stop - i < most else most
-        careful = careful or rows % 2 == 1
         source = block
         first = i
         if block.edited:
@@ -373,13 +421,14 @@ cdef void column_sums(
                 edit_line(block, i + j, <real *> tile + j * COLUMNS)
             source = &edited
             first = 0
+        y = block.y + i * block.y_stride if block.keep else NULL
         if not careful:
             if real is float:
                 careful = not try_block(
-                    source, first, rows, <const real *> magic, total, error, low32, high32)
+                    source, first, rows, y, <const real *> magic, total, error, low32, high32)
             else:
                 careful = not try_block(
-                    source, first, rows, <const real *> magic, total, error, low64, high64)
+                    source, first, rows, y, <const real *> magic, total, error, low64, high64)
         if careful:
             careful_block(source, first, rows, magic, floor, total, error, sums)
         else:
@@ -396,6 +445,7 @@ cdef void column_sums(
         # _rows.pxi sums a column anew when it is too high.
         sums[j].high = 0 if sums[j].too_high else total[j]
         sums[j].low = 0 if sums[j].too_high else error[j]
+    return block.keep and not careful
 
 
 cdef inline void map_any_line(
@@ -572,11 +622,38 @@ cdef void set_parameters(const Columns *block, real *parameters) noexcept nogil:
         set_magic(row.exponent, &magic[j])
 
 
-cdef void column_chunk_sums(const Columns *block, Py_ssize_t index, real *unused) noexcept nogil:
+cdef bint rescale_columns(
+    const Columns *block, const double *refs, const real *inverse, const real *inverse_low
+) noexcept nogil:
+    """The second pass where y is the terms relative to `refs`, as block_rescale().  False, and y as
+    it was, where some are not to be had from them."""
+    cdef real scale[COLUMNS]
+    cdef real scale_low[COLUMNS]
+    cdef Py_ssize_t i, j
+    cdef double exponent, factor
+    cdef char *y = block.y
+    cdef real *line
+    for j in range(block.width):
+        exponent = refs[j] - block.partials[j].exponent
+        factor = power(exponent)
+        if not (rescales(exponent, inverse) and folds(factor, inverse_low[j])):
+            return False
+        scale[j] = inverse[j] * <real> factor
+        scale_low[j] = inverse_low[j] * <real> factor
+    for i in range(block.n):
+        line = <real *> y
+        prefetch_lines(y + PREFETCH_ROWS * block.y_stride, block.width * sizeof(real))
+        for j in range(block.width):
+            line[j] = times_pair(line[j], scale[j], scale_low[j])
+        y += block.y_stride
+    return True
+
+
+cdef bint column_chunk_sums(const Columns *block, Py_ssize_t index, real *unused) noexcept nogil:
     cdef Py_ssize_t start = index * block.chunk, stop = start + block.chunk
     stop = stop if stop < block.n else block.n
     cdef real *maxima = <real *> block.maxima
-    column_sums(
+    return column_sums(
         block, start, stop, block.partials + index * COLUMNS,
         maxima + index * COLUMNS if maxima != NULL else NULL)
 
@@ -625,19 +702,23 @@ cdef void run_alike(Columns *block, bint reduce_only, real *unused) noexcept nog
 
 cdef void run_columns(Columns *block, bint reduce_only, real *unused) noexcept nogil:
     cdef Py_ssize_t index, j
+    cdef double refs[COLUMNS]
     cdef real *maxima = <real *> block.maxima
+    cdef real *inverse = <real *> block.parameters + 4 * COLUMNS
     cdef real value
+    cdef bint kept = False
     cdef Environment callers
     set_scales(block, <real *> block.parameters)
     if block.n_threads == 1:
         for index in range(block.n_chunks):
-            column_chunk_sums(block, index, unused)
+            kept = column_chunk_sums(block, index, unused)
     else:
         for index in prange(block.n_chunks, num_threads=block.n_threads, schedule="static"):
             callers = enter()
             column_chunk_sums(block, index, unused)
             leave(callers)
     for j in range(block.width):
+        refs[j] = block.partials[j].exponent
         normalise(&block.partials[j])
     for index in range(1, block.n_chunks):
         for j in range(block.width):
@@ -654,6 +735,8 @@ cdef void run_columns(Columns *block, bint reduce_only, real *unused) noexcept n
             logsumexp_from_sum(block.row, &block.partials[j], unused)
         return
     set_parameters(block, <real *> block.parameters)
+    if kept and rescale_columns(block, refs, inverse, inverse + COLUMNS):
+        return
     if block.n_threads == 1:
         for index in range(block.n_chunks):
             column_chunk_map(block, index, unused)

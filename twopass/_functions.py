@@ -50,7 +50,8 @@ def softmax(
         in place. If it overlaps `x` otherwise, `x` is copied first.
     algorithm : str, optional
         A key of `twopass.passes.ALGORITHMS`. The default, ``"auto"``, takes the fastest one for
-        the size; all give the same bits. Columns (see Notes) have ``"two_pass"`` alone. See `plan`.
+        the size; all give the same bits. Columns (see Notes) have ``"two_pass"`` and
+        ``"two_pass_reload"``. See `plan`.
     n_threads : int, optional
         At least 1. Default: OpenMP's maximum (``OMP_NUM_THREADS``, threadpoolctl) within what
         affinity and cgroup quota grant, and one thread where more would lose. The number never
@@ -543,7 +544,10 @@ def _row_arguments(p: Plan, g: Geometry, n_reduced: int) -> tuple:
 def _column_arguments(p: Plan, g: Geometry) -> tuple:
     """A plan as the kernels' columns() takes it, after x and out."""
     compute = isa.kernels().compute
-    return g.outer, compute.OPERATIONS[p.function], p.nontemporal, p.n_threads, p.inside_row
+    return (
+        g.outer, compute.OPERATIONS[p.function], p.terms_in == "out", p.nontemporal, p.n_threads,
+        p.inside_row,
+    )  # fmt: skip
 
 
 def _order(x: np.ndarray, axes: tuple[int, ...]) -> tuple[list[int], bool]:

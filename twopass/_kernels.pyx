@@ -654,13 +654,14 @@ cdef int column_line(Operand *operand, cnp.ndarray array) except -1:
 
 def columns(
     cnp.ndarray x not None, cnp.ndarray out not None, Py_ssize_t n_outer, int operation,
-    bint streaming, int n_threads, bint inside, cnp.ndarray where=None, cnp.ndarray scales=None,
-    double vacant=NAN,
+    bint keep, bint streaming, int n_threads, bint inside, cnp.ndarray where=None,
+    cnp.ndarray scales=None, double vacant=NAN,
 ):
     """Run `operation` along the last but one axis of `x`, whose last axis is contiguous.
 
     `out` has the shape of `x`, or for logsumexp that of `x` with the last but one axis of length 1.
-    The others are as for rows().
+    `keep`: the exponentials are computed once, and wait in `out`, of which `streaming` is nothing
+    then.  The others are as for rows().
     """
     cdef Operand x_operand, y_operand, mask
     cdef Columns block
@@ -708,6 +709,7 @@ def columns(
     block.logarithm = operation == LOG_SOFTMAX
     block.streaming = streaming
     block.overwrites = x_operand.data == y_operand.data
+    block.keep = keep and block.n_chunks == 1 and not block.scattered and not block.overwrites
     with nogil:
         callers = enter()
         if native == KIND_F32:

@@ -16,8 +16,9 @@ SHORT_ROW_BYTES = 512
 MIN_COLUMNS = 8
 #: Columns of a block of theirs, at least, as in the kernels.
 NARROW_COLUMNS = 64
-#: Elements of the grid that threads share one row by, as in the kernels.
+#: Elements of the grid that threads share one row by, or a column, as in the kernels.
 CHUNK = 16384
+COLUMN_CHUNK = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class Plan:
 
 def _share_threads(g: Geometry, n_threads: int) -> tuple[int, bool]:
     """Threads that have work, and whether they share one row at a time."""
-    chunks = -(-g.n // (4096 if g.columns else CHUNK))
+    chunks = -(-g.n // (COLUMN_CHUNK if g.columns else CHUNK))
     # Blocks of columns are made narrow where threads would have none, but no work is cut across.
     width = NARROW_COLUMNS if chunks <= 1 else 4 * NARROW_COLUMNS
     tasks = g.outer * -(-g.inner // width) if g.columns else g.outer
@@ -174,6 +175,8 @@ def choose(
     writes = function != "logsumexp"
     nontemporal = writes and not cached and not g.in_place and g.direct
     nontemporal = nontemporal and (g.columns or row > SHORT_ROW_BYTES)
+    # Columns keep their exponentials in the output alone, of one chunk.
+    keeps = g.columns and g.direct and not g.in_place and g.n <= COLUMN_CHUNK
     terms_in = ""
     chosen = algorithm
     if function != "softmax" or g.columns:
@@ -182,7 +185,13 @@ def choose(
         reason = f"the {size} {where}"
         if function == "logsumexp":
             reason += ", and the extended sum needs no maximum"
-        if algorithm not in ("auto", "two_pass"):
+        elif function == "softmax" and keeps and (
+            algorithm == "two_pass_reload" or (algorithm == "auto" and cached)
+        ):  # fmt: skip
+            chosen = "two_pass_reload"
+            nontemporal = False
+            reason += ", so each exponential is computed once"
+        if algorithm not in ("auto", "two_pass", chosen):
             reason += f"; columns have no {algorithm}"
     elif algorithm != "auto":
         reason = f"asked for; {size}"
