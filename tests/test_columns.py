@@ -82,6 +82,11 @@ def test_kept_terms_never_show(level, dtype, rng, n):
             "high last": (np.where(rows == n - 1, x + 300, x), {}),
             "NaN": (np.where((rows == n // 2) & (np.arange(width) == 3), np.nan, x), {}),
             "-inf": (np.where(rng.random(x.shape) < 0.3, -np.inf, x), {}),
+            # Terms from one end of the range to the other, and a sum of 1: its inverse is exact.
+            "tiny beside one": (
+                np.select([rows == 1, rows == 2], [0, -87.9], np.full(x.shape, -43.67)),
+                {},
+            ),
             "scaled": (x, {"scale": rng.uniform(-2, 2, (1, width))}),
             "masked": (x, {"where": rng.random(x.shape) < 0.7, "all_masked": "zero"}),
         }
@@ -120,6 +125,41 @@ def test_columns_of_different_scale(level, dtype, rng):
     for n in (3, 64, 200, 5000):
         x = np.clip(rng.normal(0, 2, (n, 300)) + offsets, -1000, 1000)
         _check_columns(x.astype(dtype), 2)
+
+
+@pytest.mark.parametrize("limit", [0x200000, 0x7F0])
+def test_columns_near_the_limit_of_exponents(level, dtype, rng, limit):
+    """Which way a column is computed depends on it alone: not on a NaN beside it, which no fast
+    loop can do."""
+    for sign in (-1, 1):
+        x = rng.normal(0, 2, (70, 40)) + sign * (limit - 12) * np.log(2)
+        x[1:] += rng.uniform(0, 16, (1, 40)) * np.log(2)
+        x = x.astype(dtype)
+        beside = x.copy()
+        beside[0, 3] = np.nan
+        for name in ALL:
+            alone = np.atleast_2d(by_twopass(name, x, axis=0))
+            result = np.atleast_2d(by_twopass(name, beside, axis=0))
+            assert oracle.same_bits(
+                np.ascontiguousarray(alone[:, 4:]), np.ascontiguousarray(result[:, 4:])
+            )
+
+
+def test_columns_whose_share_is_large_beside_others(level, dtype, rng):
+    """Where one element dominates, the bits depend on its column alone."""
+    for n in (2, 3, 5, 21, 64, 65, 4100):
+        x = rng.normal(0, 5, (n, 37)).astype(dtype)
+        expected = {name: by_twopass(name, x, axis=0) for name in ALL}
+        for value in (np.nan, -np.inf, 1e8, -1e30, 300):
+            for row in (0, n // 2, n - 1):
+                beside = x.copy()
+                beside[row, 0] = value
+                for name in ALL:
+                    result = np.atleast_2d(by_twopass(name, beside, axis=0, n_threads=2))
+                    assert oracle.same_bits(
+                        np.ascontiguousarray(result[:, 1:]),
+                        np.ascontiguousarray(np.atleast_2d(expected[name])[:, 1:]),
+                    ), (n, value, row, name)
 
 
 @pytest.mark.parametrize("distance", [1, 2, 3, 16, 60])

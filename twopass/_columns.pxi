@@ -3,8 +3,9 @@
 #
 # The grid is of rows alone, so neither the number of threads nor the width of a block shows in the
 # bits.  As in _blocks.pxi, fast loops watch the range and careful ones repeat what left it.
-# Columns that need more (huge values, +inf, one dominant element) get their sum from _rows.pxi,
-# one by one; the map below serves them all.
+# For logarithms beside an element that dominates, the block is summed again without such elements.
+# Columns that need more (huge values, +inf) get their sum from _rows.pxi, one by one; the map below
+# serves them all.
 
 cdef enum:
     WIDE_COLUMNS = 512   # columns of a block: the fewer, the less of a row lies together
@@ -16,6 +17,16 @@ cdef enum:
     PREFETCH_ROWS = 12
     COLUMN_CHUNK = 4096  # rows of a chunk, at least; a multiple of BLOCK_ROWS
     MAX_COLUMN_CHUNKS = 32
+
+
+ctypedef struct ColumnSums:
+    # A chunk's Sum of each column.
+    double high[COLUMNS]
+    double low[COLUMNS]
+    double exponent[COLUMNS]
+    double top[COLUMNS]  # or near it, where nothing is near the limit and no logarithm is wanted
+    uint8_t too_high[COLUMNS]
+    uint8_t too_low[COLUMNS]
 
 
 ctypedef struct Columns:
@@ -46,8 +57,8 @@ ctypedef struct Columns:
     bint streaming
     bint overwrites
     bint keep            # the terms of the sums, in y, to be scaled; of one chunk
-    Sum *partials        # n_chunks x COLUMNS
-    void *maxima         # n_chunks x COLUMNS, of logarithms; else NULL
+    ColumnSums *partials  # one per chunk
+    void *maxima          # n_chunks x COLUMNS, of logarithms; else NULL
     Row *row             # a column as a row, for those that _rows.pxi does
     # 6 x COLUMNS: the columns' scales, shift, floor, magic, inverse, its rest; or
     # scales, high, low, rest.
@@ -61,11 +72,12 @@ cdef inline Py_ssize_t column_chunk(Py_ssize_t n) noexcept nogil:
 
 
 cdef inline real column_pair(
-    real a, real b, bint single, real magic, bint scaling, real scale, real *term, real *other,
-    bits *least, bits *most
+    real a, real b, bint single, real magic, bint scaling, real scale, bint leaving, real left_out,
+    real *term, real *other, bits *least, bits *most
 ) noexcept nogil:
     """The terms of two elements of a column, or where `single` of the first alone, added; the range
-    of the rounded() values.  Unless `term` is NULL the terms go there and to `other`."""
+    of the rounded() values.  Where `leaving`, an element that equals `left_out` has a term of 0.
+    Unless `term` is NULL the terms go there and to `other`."""
     cdef real t = rounded_at(a, magic, scaling, scale)
     cdef real u = rounded_at(b, magic, scaling, scale)
     cdef bits i = bits_of(t, least[0])
@@ -77,6 +89,9 @@ cdef inline real column_pair(
     most[0] = k if k > most[0] else most[0]
     p = term_of(a, t, magic, scaling, scale, False, <real> 1, <real> 0)
     q = term_of(b, u, magic, scaling, scale, False, <real> 1, <real> 0)
+    if leaving:
+        p = 0 if a == left_out else p
+        q = 0 if b == left_out else q
     if term != NULL:
         term[0] = p
         other[0] = q
@@ -85,8 +100,8 @@ cdef inline real column_pair(
 
 cdef inline void column_terms(
     const char *x, Py_ssize_t stride, int rows, Py_ssize_t width, const real *magic, bint scaling,
-    const real *scale, bint keep, char *y, Py_ssize_t y_stride, double *total, double *error,
-    bits *least, bits *most
+    const real *scale, bint leaving, const real *left_out, bint keep, char *y, Py_ssize_t y_stride,
+    double *total, double *error, bits *least, bits *most
 ) noexcept nogil:
     """Add the terms of 4 rows, 2 or 1 to the columns' totals; the range of the rounded() values,
     kept in LANES parts.  Where `keep`, the terms go to y."""
@@ -99,7 +114,7 @@ cdef inline void column_terms(
     cdef real q[LANES]
     cdef real r[LANES]
     cdef real s[LANES]
-    cdef Py_ssize_t k = 0, i, j, m, n, vector = VECTOR_BYTES // sizeof(real)
+    cdef Py_ssize_t k = 0, i, j, n, vector = VECTOR_BYTES // sizeof(real)
     cdef const char *ahead = x + PREFETCH_ROWS * stride
     while k + vector <= width:
         for i in range(rows):
@@ -108,12 +123,12 @@ cdef inline void column_terms(
             n = k + j
             accumulate(
                 &total[n], &error[n], column_pair(
-                    a[n], b[n], rows == 1, magic[n], scaling, scale[n],
+                    a[n], b[n], rows == 1, magic[n], scaling, scale[n], leaving, left_out[n],
                     &p[j] if keep else NULL, &q[j], &least[j], &most[j]))
             if rows == 4:
                 accumulate(
                     &total[n], &error[n], column_pair(
-                        c[n], d[n], False, magic[n], scaling, scale[n],
+                        c[n], d[n], False, magic[n], scaling, scale[n], leaving, left_out[n],
                         &r[j] if keep else NULL, &s[j], &least[j], &most[j]))
         if keep:
             memcpy(y + k * sizeof(real), p, VECTOR_BYTES)
@@ -126,8 +141,8 @@ cdef inline void column_terms(
     for n in range(k, width):
         accumulate(
             &total[n], &error[n], column_pair(
-                a[n], b[n], rows == 1, magic[n], scaling, scale[n], &p[0] if keep else NULL, q,
-                least, most))
+                a[n], b[n], rows == 1, magic[n], scaling, scale[n], leaving, left_out[n],
+                &p[0] if keep else NULL, q, least, most))
         if keep:
             (<real *> y)[n] = p[0]
             if rows > 1:
@@ -135,8 +150,8 @@ cdef inline void column_terms(
         if rows == 4:
             accumulate(
                 &total[n], &error[n], column_pair(
-                    c[n], d[n], False, magic[n], scaling, scale[n], &r[0] if keep else NULL, s,
-                    least, most))
+                    c[n], d[n], False, magic[n], scaling, scale[n], leaving, left_out[n],
+                    &r[0] if keep else NULL, s, least, most))
             if keep:
                 (<real *> (y + 2 * y_stride))[n] = r[0]
                 (<real *> (y + 3 * y_stride))[n] = s[0]
@@ -144,15 +159,17 @@ cdef inline void column_terms(
 
 cdef inline void column_clamped_terms(
     const real *a, const real *b, Py_ssize_t width, const real *floor, const real *magic,
-    bint scaling, const real *scale, double *total, double *error
+    bint scaling, const real *scale, const real *left_out, double *total, double *error
 ) noexcept nogil:
     """column_terms() for any elements."""
     cdef Py_ssize_t j
+    cdef real p, q
     for j in range(width):
-        accumulate(
-            &total[j], &error[j],
-            clamped_term(a[j], <real> 0, floor[j], magic[j], scaling, scale[j])
-            + clamped_term(b[j], <real> 0, floor[j], magic[j], scaling, scale[j]))
+        p = clamped_term(a[j], <real> 0, floor[j], magic[j], scaling, scale[j])
+        q = clamped_term(b[j], <real> 0, floor[j], magic[j], scaling, scale[j])
+        p = 0 if a[j] == left_out[j] else p
+        q = 0 if b[j] == left_out[j] else q
+        accumulate(&total[j], &error[j], p + q)
 
 
 cdef inline void map_line(
@@ -254,126 +271,164 @@ cdef inline void range_limits(
     high[0] = bits_of(zero + highest(unused), high[0])
 
 
-cdef bint try_block(
-    const Columns *block, Py_ssize_t start, Py_ssize_t rows, char *y, const real *magic,
-    double *total, double *error, bits limit_low, bits limit_high
+cdef inline void column_rows(
+    const char *x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t width, const real *magic,
+    bint scaling, const real *scale, bint leaving, const real *left_out, bint keep, char *y,
+    Py_ssize_t y_stride, double *total, double *error, bits *least, bits *most
 ) noexcept nogil:
-    """Add rows start ... start + rows to the totals; the terms go to y unless it is NULL.  False,
-    and the totals as they were, when an element is not in range."""
+    """column_terms() of any number of rows, with constants, so that each loop is compiled for what
+    it does."""
+    while rows >= 4:
+        column_terms(
+            x, stride, 4, width, magic, scaling, scale, leaving, left_out, keep, y, y_stride, total,
+            error, least, most)
+        rows -= 4
+        x += 4 * stride
+        if keep:
+            y += 4 * y_stride
+    if rows >= 2:
+        column_terms(
+            x, stride, 2, width, magic, scaling, scale, leaving, left_out, keep, y, y_stride, total,
+            error, least, most)
+        rows -= 2
+        x += 2 * stride
+        if keep:
+            y += 2 * y_stride
+    if rows == 1:
+        column_terms(
+            x, stride, 1, width, magic, scaling, scale, leaving, left_out, keep, y, y_stride, total,
+            error, least, most)
+
+
+cdef bint try_block(
+    const Columns *block, Py_ssize_t start, Py_ssize_t rows, const real *left_out, char *y,
+    const real *magic, double *total, double *error, bits limit_low, bits limit_high
+) noexcept nogil:
+    """Add rows start ... start + rows to the totals, but no element that equals its column's of
+    `left_out`, unless that is NULL; the terms go to y unless it is.  False, and the totals as they
+    were, when an element is not in range."""
     cdef double new_total[COLUMNS]
     cdef double new_error[COLUMNS]
     cdef bits least[LANES]
     cdef bits most[LANES]
-    cdef Py_ssize_t i = start, j, count, stride = block.x_stride, width = block.width
+    cdef Py_ssize_t j, stride = block.x_stride, y_stride = block.y_stride, width = block.width
     cdef const char *x = block.x + start * stride
     cdef const real *scale = <const real *> block.parameters
     cdef bint inside = True
     memcpy(new_total, total, width * sizeof(double))
-    memcpy(new_error, error, width * sizeof(double))
+    if real is double:
+        memcpy(new_error, error, width * sizeof(double))
     for j in range(LANES):
         least[j] = limit_high
         most[j] = limit_low
-    while i < start + rows:
-        count = start + rows - i
-        count = 4 if count >= 4 else 2 if count >= 2 else 1
-        # Constants, so that each loop is compiled for what it does.
-        if count == 4 and y == NULL and not block.scaling:
-            column_terms(
-                x, stride, 4, width, magic, False, scale, False, NULL, 0, new_total, new_error,
-                least, most)
-        elif count == 4 and not block.scaling:
-            column_terms(
-                x, stride, 4, width, magic, False, scale, True, y, block.y_stride, new_total,
-                new_error, least, most)
-        elif count == 4 and y == NULL:
-            column_terms(
-                x, stride, 4, width, magic, True, scale, False, NULL, 0, new_total, new_error,
-                least, most)
-        elif count == 4:
-            column_terms(
-                x, stride, 4, width, magic, True, scale, True, y, block.y_stride, new_total,
-                new_error, least, most)
-        elif count == 2:
-            column_terms(
-                x, stride, 2, width, magic, block.scaling, scale, y != NULL, y, block.y_stride,
-                new_total, new_error, least, most)
-        else:
-            column_terms(
-                x, stride, 1, width, magic, block.scaling, scale, y != NULL, y, block.y_stride,
-                new_total, new_error, least, most)
-        if y != NULL:
-            y += count * block.y_stride
-        x += count * stride
-        i += count
+    if left_out != NULL and block.scaling:
+        column_rows(
+            x, stride, rows, width, magic, True, scale, True, left_out, False, NULL, 0, new_total,
+            new_error, least, most)
+    elif left_out != NULL:
+        column_rows(
+            x, stride, rows, width, magic, False, scale, True, left_out, False, NULL, 0, new_total,
+            new_error, least, most)
+    elif y != NULL and block.scaling:
+        column_rows(
+            x, stride, rows, width, magic, True, scale, False, scale, True, y, y_stride, new_total,
+            new_error, least, most)
+    elif y != NULL:
+        column_rows(
+            x, stride, rows, width, magic, False, scale, False, scale, True, y, y_stride, new_total,
+            new_error, least, most)
+    elif block.scaling:
+        column_rows(
+            x, stride, rows, width, magic, True, scale, False, scale, False, NULL, 0, new_total,
+            new_error, least, most)
+    else:
+        column_rows(
+            x, stride, rows, width, magic, False, scale, False, scale, False, NULL, 0, new_total,
+            new_error, least, most)
     for j in range(LANES):
         inside &= least[j] >= limit_low and most[j] <= limit_high
     if not inside:
         return False
     memcpy(total, new_total, width * sizeof(double))
-    memcpy(error, new_error, width * sizeof(double))
+    if real is double:
+        memcpy(error, new_error, width * sizeof(double))
     return True
 
 
-cdef void column_maxima(
-    const char *x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t width, real *top
+cdef inline void column_maxima(
+    const char *x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t width, bint leaving,
+    const real *left_out, real *top
 ) noexcept nogil:
-    """The largest of each column and of what is in `top`, NaN left aside."""
+    """The largest of each column and of what is in `top`, NaN left aside, and where `leaving` what
+    equals `left_out`."""
     cdef Py_ssize_t i, j
     cdef const real *line
+    cdef real value
     for i in range(rows):
         line = <const real *> (x + i * stride)
         for j in range(width):
-            top[j] = line[j] if line[j] > top[j] else top[j]
+            value = line[j]
+            if leaving:
+                value = <real> -INFINITY if value == left_out[j] else value
+            top[j] = value if value > top[j] else top[j]
 
 
 cdef void careful_block(
-    const Columns *block, Py_ssize_t start, Py_ssize_t rows, real *magic, real *floor,
-    double *total, double *error, Sum *sums
+    const Columns *block, Py_ssize_t start, Py_ssize_t rows, const real *left_out, real *magic,
+    real *floor, ColumnSums *sums
 ) noexcept nogil:
-    """Add rows start ... start + rows to the totals, whatever they hold."""
+    """Add rows start ... start + rows to the sums, whatever they hold."""
     cdef real top[COLUMNS]
     cdef real nothing[COLUMNS]  # the partner of an odd last row
     cdef Py_ssize_t i, j, width = block.width
     cdef const real *a
     cdef const real *b
     cdef const real *scales = <const real *> block.parameters
+    cdef real none[COLUMNS]
     cdef double k, scale
+    if left_out == NULL:
+        for j in range(width):
+            none[j] = <real> NAN
+        left_out = none
     for j in range(width):
         top[j] = <real> -INFINITY
-    column_maxima(block.x + start * block.x_stride, block.x_stride, rows, width, top)
+    column_maxima(
+        block.x + start * block.x_stride, block.x_stride, rows, width, True, left_out, top)
     for j in range(width):
         nothing[j] = <real> -INFINITY
         k = exponent_of(top[j] * <double> scales[j] if block.scaling else top[j])
         if not fabs(k) <= exponent_limit(<real> block.scaling):
-            sums[j].too_high |= k > 0
-            sums[j].too_low |= k < 0 and top[j] > <real> -INFINITY  # k itself may overflow
+            sums.too_high[j] |= k > 0
+            sums.too_low[j] |= k < 0 and top[j] > <real> -INFINITY  # k itself may overflow
             continue
-        if total[j] == 0 or k > sums[j].exponent + highest(floor):
-            scale = power(sums[j].exponent - k)
-            total[j] *= scale
-            error[j] *= scale
-            sums[j].exponent = k
+        if sums.high[j] == 0 or k > sums.exponent[j] + highest(floor):
+            scale = power(sums.exponent[j] - k)
+            sums.high[j] *= scale
+            sums.low[j] *= scale
+            sums.exponent[j] = k
             set_magic(term_ref(k, floor), &magic[j])
             floor[j] = <real> ((k + lowest(floor)) * M_LN2)
-        sums[j].top = k if k > sums[j].top else sums[j].top
+        sums.top[j] = k if k > sums.top[j] else sums.top[j]
     for i in range(start, start + rows, 2):
         a = <const real *> (block.x + i * block.x_stride)
         b = nothing
         if i + 1 < start + rows:
             b = <const real *> (<const char *> a + block.x_stride)
         if block.scaling:
-            column_clamped_terms(a, b, width, floor, magic, True, scales, total, error)
+            column_clamped_terms(
+                a, b, width, floor, magic, True, scales, left_out, sums.high, sums.low)
         else:
-            column_clamped_terms(a, b, width, floor, magic, False, scales, total, error)
+            column_clamped_terms(
+                a, b, width, floor, magic, False, scales, left_out, sums.high, sums.low)
 
 
 cdef bint column_sums(
-    const Columns *block, Py_ssize_t start, Py_ssize_t stop, Sum *sums, real *maxima
+    const Columns *block, Py_ssize_t start, Py_ssize_t stop, const real *left_out, char *y,
+    ColumnSums *sums, real *maxima
 ) noexcept nogil:
-    """The extended sum of every column over rows start ... stop, and its largest element unless
-    `maxima` is NULL.  True: with block.keep, y is the terms, relative to the sums' exponents."""
-    cdef double total[COLUMNS]
-    cdef double error[COLUMNS]
+    """The extended sum of every column over rows start ... stop, without elements that equal
+    `left_out` unless that is NULL, and its largest element unless `maxima` is.  True: all terms
+    were in range, relative to the sums' exponents, and y has them unless it is NULL."""
     cdef real floor[COLUMNS]
     cdef real magic[COLUMNS]
     cdef real tile[TILE_ROWS * COLUMNS]
@@ -382,9 +437,11 @@ cdef bint column_sums(
     cdef const real *scale = <const real *> block.parameters
     cdef Columns edited
     cdef const Columns *source
-    cdef char *y
+    cdef char *terms
     cdef bint careful = False
     cdef double k, limit = exponent_limit(<real> block.scaling)
+    # So far from the limit that no exponent in range is near it.
+    cdef double inner_limit = limit + lowest(maxima) - highest(maxima)
     cdef int32_t low32 = 0, high32 = 0
     cdef int64_t low64 = 0, high64 = 0
     if real is float:
@@ -397,21 +454,21 @@ cdef bint column_sums(
         edited.x_stride = COLUMNS * sizeof(real)
         edit_line(block, start, <real *> tile)
         x = <const real *> tile
+    memset(sums.too_high, 0, block.width)
+    memset(sums.too_low, 0, block.width)
     for j in range(block.width):
-        if maxima != NULL:
-            maxima[j] = <real> -INFINITY
-        clear(&sums[j])
-        total[j] = 0
-        error[j] = 0
+        sums.high[j] = 0
+        sums.low[j] = 0
+        sums.top[j] = -INFINITY
         # Any nearby exponent will do as the reference; the first row's is at hand.
-        sums[j].exponent = window(maxima) + exponent_of(
-            x[j] * <double> scale[j] if block.scaling else x[j])
-        # So far from the limit that no term's exponent in range is near it.
-        if not fabs(sums[j].exponent) < limit + lowest(maxima) - highest(maxima):
-            sums[j].exponent = 0
-            careful = True
-        set_magic(term_ref(sums[j].exponent, maxima), &magic[j])
-        floor[j] = <real> ((sums[j].exponent + lowest(maxima)) * M_LN2)
+        k = window(maxima) + exponent_of(x[j] * <double> scale[j])
+        careful |= not fabs(k) < inner_limit
+        sums.exponent[j] = k if fabs(k) < inner_limit else 0
+        set_magic(term_ref(sums.exponent[j], maxima), &magic[j])
+        floor[j] = <real> ((sums.exponent[j] + lowest(maxima)) * M_LN2)
+    if maxima != NULL:
+        for j in range(block.width):
+            maxima[j] = <real> -INFINITY
     while i < stop:
         rows = stop - i if stop - i < most else most
         source = block
@@ -421,31 +478,37 @@ cdef bint column_sums(
                 edit_line(block, i + j, <real *> tile + j * COLUMNS)
             source = &edited
             first = 0
-        y = block.y + i * block.y_stride if block.keep else NULL
+        terms = y + i * block.y_stride if y != NULL else NULL
         if not careful:
             if real is float:
                 careful = not try_block(
-                    source, first, rows, y, <const real *> magic, total, error, low32, high32)
+                    source, first, rows, left_out, terms, <const real *> magic, sums.high, sums.low,
+                    low32, high32)
             else:
                 careful = not try_block(
-                    source, first, rows, y, <const real *> magic, total, error, low64, high64)
+                    source, first, rows, left_out, terms, <const real *> magic, sums.high, sums.low,
+                    low64, high64)
         if careful:
-            careful_block(source, first, rows, magic, floor, total, error, sums)
+            careful_block(source, first, rows, left_out, magic, floor, sums)
         else:
-            for j in range(block.width):  # near enough for needs_maximum()
-                sums[j].top = sums[j].exponent if sums[j].exponent > sums[j].top else sums[j].top
+            for j in range(block.width):
+                k = sums.exponent[j]
+                sums.top[j] = k if k > sums.top[j] else sums.top[j]
         if maxima != NULL:  # while the rows are in a cache
             column_maxima(
-                source.x + first * source.x_stride, source.x_stride, rows, block.width, maxima)
+                source.x + first * source.x_stride, source.x_stride, rows, block.width, False,
+                left_out, maxima)
         i += rows
+    if maxima != NULL:
+        for j in range(block.width):
+            k = exponent_of(maxima[j] * <double> scale[j])
+            sums.top[j] = k if fabs(k) <= limit else sums.top[j]
+    # _rows.pxi sums a column anew when it is too high.
     for j in range(block.width):
-        if maxima != NULL:  # logarithms ask for more than whether it is near the limit
-            k = exponent_of(maxima[j] * <double> scale[j] if block.scaling else maxima[j])
-            sums[j].top = k if fabs(k) <= limit else sums[j].top
-        # _rows.pxi sums a column anew when it is too high.
-        sums[j].high = 0 if sums[j].too_high else total[j]
-        sums[j].low = 0 if sums[j].too_high else error[j]
-    return block.keep and not careful
+        if sums.too_high[j]:
+            sums.high[j] = 0
+            sums.low[j] = 0
+    return not careful
 
 
 cdef inline void map_any_line(
@@ -583,31 +646,181 @@ cdef void set_scales(Columns *block, real *scale) noexcept nogil:
         block.scaling |= scale[j] != 1
 
 
-cdef void set_parameters(const Columns *block, real *parameters) noexcept nogil:
-    """What map_columns() needs, from the combined sums."""
+cdef inline Sum sum_of_column(const ColumnSums *sums, Py_ssize_t j) noexcept nogil:
+    cdef Sum sum
+    sum.high = sums.high[j]
+    sum.low = sums.low[j]
+    sum.exponent = sums.exponent[j]
+    sum.top = sums.top[j]
+    sum.too_high = sums.too_high[j]
+    sum.too_low = sums.too_low[j]
+    return sum
+
+
+cdef void combine_columns(ColumnSums *a, const ColumnSums *b, Py_ssize_t width) noexcept nogil:
+    """combine() of each column, both normalised first."""
+    cdef Py_ssize_t j
+    cdef Sum sum, other
+    for j in range(width):
+        sum = sum_of_column(a, j)
+        other = sum_of_column(b, j)
+        normalise(&sum)
+        normalise(&other)
+        combine(&sum, &other)
+        a.high[j] = sum.high
+        a.low[j] = sum.low
+        a.exponent[j] = sum.exponent
+        a.top[j] = sum.top
+        a.too_high[j] = sum.too_high
+        a.too_low[j] = sum.too_low
+
+
+cdef void normalise_columns(
+    ColumnSums *sums, Py_ssize_t width, double limit, int64_t *regular
+) noexcept nogil:
+    """normalise() of each sum.  `regular`, 1 or 0: it is one of numbers, and needs no maximum."""
+    cdef Py_ssize_t j
+    cdef double high, low, k
+    cdef bint number
+    for j in range(width):
+        high = sums.high[j]
+        low = sums.low[j]
+        number = (high > 0) & (high < INFINITY)
+        k = normal_form(&high, &low)
+        sums.high[j] = high if number else sums.high[j]
+        sums.low[j] = low if number else sums.low[j]
+        sums.exponent[j] += k if number else 0
+        regular[j] = number & (fabs(sums.top[j]) <= limit - 1)
+    for j in range(width):
+        regular[j] &= (sums.too_high[j] | sums.too_low[j]) == 0
+
+
+cdef bint sum_columns(
+    const Columns *block, const real *left_out, ColumnSums *sums, real *maxima, double *refs
+) noexcept nogil:
+    """column_sums() of all rows, in `sums`, one per chunk, the first of which is the whole then;
+    `refs`: its exponents before.  True as there."""
+    cdef Py_ssize_t index, j, start
+    cdef real value
+    cdef char *y = block.y if block.keep and left_out == NULL else NULL
+    cdef bint uniform = False
+    cdef Environment callers
+    if block.n_threads == 1:
+        for index in range(block.n_chunks):
+            start = index * block.chunk
+            uniform = column_sums(
+                block, start, start + block.chunk if index + 1 < block.n_chunks else block.n,
+                left_out, y, sums + index, maxima + index * COLUMNS if maxima != NULL else NULL)
+    else:
+        for index in prange(block.n_chunks, num_threads=block.n_threads, schedule="static"):
+            callers = enter()
+            column_sums(
+                block, index * block.chunk,
+                (index + 1) * block.chunk if index + 1 < block.n_chunks else block.n,
+                left_out, y, sums + index, maxima + index * COLUMNS if maxima != NULL else NULL)
+            leave(callers)
+    memcpy(refs, sums.exponent, block.width * sizeof(double))
+    for index in range(1, block.n_chunks):
+        combine_columns(sums, sums + index, block.width)
+        if maxima != NULL:
+            for j in range(block.width):
+                value = maxima[index * COLUMNS + j]
+                maxima[j] = value if value > maxima[j] else maxima[j]
+    return uniform and block.n_chunks == 1
+
+
+cdef void log_columns(
+    const Columns *block, ColumnSums *sums, int64_t *regular, double *high, double *rest,
+    double *low, const real *unused
+) noexcept nogil:
+    """log_from_sum() of the regular columns, high + rest + low; those that take more are regular no
+    longer.  The sums are as sum_columns() leaves them; it is called again where an element
+    dominates."""
+    cdef const real *maxima = <const real *> block.maxima
+    cdef const real *scale = <const real *> block.parameters
+    cdef real n[COLUMNS]
+    cdef real product[COLUMNS]
+    cdef real left_out[COLUMNS]
+    cdef double product_low[COLUMNS]
+    cdef double others[COLUMNS]
+    cdef double others_exponent[COLUMNS]
+    cdef double total[COLUMNS]
+    cdef double total_low[COLUMNS]
+    cdef double exponent[COLUMNS]
+    cdef double unused_refs[COLUMNS]
+    cdef int64_t large[COLUMNS]
+    cdef int64_t again[COLUMNS]
+    cdef int64_t whole[COLUMNS]
+    cdef int64_t any_again = 0
+    cdef Py_ssize_t j, width = block.width
+    cdef double limit = exponent_limit(<real> block.scaling)
+    memcpy(total, sums.high, width * sizeof(double))
+    memcpy(total_low, sums.low, width * sizeof(double))
+    memcpy(exponent, sums.exponent, width * sizeof(double))
+    for j in range(width):
+        product[j] = maxima[j]
+        product_low[j] = 0
+    if block.scaling:
+        for j in range(width):  # as set_high()
+            if scale[j] != 1 and fabs(maxima[j]) < INFINITY:
+                product[j] = <real> (maxima[j] * <double> scale[j])
+                product_low[j] = (
+                    (maxima[j] * <double> scale[j] - product[j])
+                    + product_rest(<double> maxima[j], <double> scale[j],
+                                   maxima[j] * <double> scale[j]))
+        others_of(
+            width, maxima, True, scale, total, total_low, exponent, n, others, large, again)
+    else:
+        others_of(
+            width, maxima, False, scale, total, total_low, exponent, n, others, large, again)
+    for j in range(width):
+        others_exponent[j] = exponent[j]
+        again[j] &= regular[j]
+        any_again |= again[j]
+        left_out[j] = maxima[j] if again[j] else <real> NAN
+    if any_again:
+        sum_columns(block, <const real *> left_out, sums, <real *> NULL, unused_refs)
+        normalise_columns(sums, width, limit, whole)
+        for j in range(width):
+            regular[j] &= whole[j] | (again[j] ^ 1)
+            others[j] = sums.high[j] + sums.low[j] if again[j] else others[j]
+            others_exponent[j] = sums.exponent[j] if again[j] else others_exponent[j]
+    logs_of(
+        width, <const real *> product, <const double *> product_low, <const real *> n,
+        total, total_low, exponent, others, others_exponent, large, high, low, whole)
+    for j in range(width):
+        rest[j] = product_low[j] if large[j] else 0
+        regular[j] &= whole[j]
+
+
+cdef void softmax_parameters(
+    const Columns *block, const ColumnSums *sums, const int64_t *regular, real *parameters
+) noexcept nogil:
+    """What map_columns() needs, from the normalised sums."""
     cdef real *shift = parameters + COLUMNS
     cdef real *floor = shift + COLUMNS
     cdef real *magic = floor + COLUMNS
     cdef real *inverse = magic + COLUMNS
     cdef real *inverse_low = inverse + COLUMNS
-    cdef Sum *sums = block.partials
     cdef Row *row = block.row
     cdef Py_ssize_t j
+    cdef double value, rest
+    cdef Sum sum
+    for j in range(block.width):  # as invert()
+        value = 1 / sums.high[j]
+        rest = value * (fma(-value, sums.high[j], 1.0) - value * sums.low[j])
+        shift[j] = 0
+        inverse[j] = <real> value
+        inverse_low[j] = <real> (value - inverse[j] + rest)
+        floor[j] = <real> (
+            (sums.exponent[j] - highest(parameters) + lowest(parameters)) * M_LN2)
+        set_magic(sums.exponent[j], &magic[j])
     for j in range(block.width):
-        normalise(&sums[j])
-        take_column(block, j, parameters)
-        if block.logarithm:
-            log_from_sum(row, &sums[j], parameters)
-            split_total(row, parameters)
-            shift[j] = <real> row.high
-            magic[j] = <real> row.rest
-            floor[j] = <real> row.low
-            if row.constant == -INFINITY:  # as all its elements are
-                shift[j] = 0
-                magic[j] = 0
-                floor[j] = 0
+        if regular[j]:
             continue
-        softmax_from_sum(row, &sums[j], parameters)
+        sum = sum_of_column(sums, j)
+        take_column(block, j, parameters)
+        softmax_from_sum(row, &sum, parameters)
         shift[j] = <real> row.shift
         inverse[j] = <real> row.inverse
         inverse_low[j] = <real> (row.inverse - inverse[j] + row.inverse_low)
@@ -622,6 +835,69 @@ cdef void set_parameters(const Columns *block, real *parameters) noexcept nogil:
         set_magic(row.exponent, &magic[j])
 
 
+cdef void log_parameters(
+    const Columns *block, ColumnSums *sums, int64_t *regular, real *parameters
+) noexcept nogil:
+    """softmax_parameters() for log_softmax."""
+    cdef real *shift = parameters + COLUMNS
+    cdef real *floor = shift + COLUMNS
+    cdef real *magic = floor + COLUMNS
+    cdef double high[COLUMNS]
+    cdef double rest[COLUMNS]
+    cdef double low[COLUMNS]
+    cdef ColumnSums whole = sums[0]
+    cdef Row *row = block.row
+    cdef Py_ssize_t j
+    cdef double total
+    cdef bint exact
+    cdef Sum sum
+    log_columns(block, sums, regular, high, rest, low, <const real *> parameters)
+    for j in range(block.width):  # as split_total()
+        total = high[j] + (rest[j] + low[j])
+        exact = <double> <real> high[j] == high[j]
+        shift[j] = <real> (high[j] if exact else total)
+        magic[j] = <real> (rest[j] if exact else 0)
+        floor[j] = <real> (low[j] if exact else total - shift[j])
+    for j in range(block.width):
+        if regular[j]:
+            continue
+        sum = sum_of_column(&whole, j)
+        take_column(block, j, parameters)
+        log_from_sum(row, &sum, parameters)
+        split_total(row, parameters)
+        shift[j] = <real> row.high
+        magic[j] = <real> row.rest
+        floor[j] = <real> row.low
+        if row.constant == -INFINITY:  # as all its elements are
+            shift[j] = 0
+            magic[j] = 0
+            floor[j] = 0
+
+
+cdef void store_logs(
+    const Columns *block, ColumnSums *sums, int64_t *regular, real *unused
+) noexcept nogil:
+    """logsumexp of the columns."""
+    cdef double high[COLUMNS]
+    cdef double rest[COLUMNS]
+    cdef double low[COLUMNS]
+    cdef ColumnSums whole = sums[0]
+    cdef Py_ssize_t j
+    cdef Sum sum
+    log_columns(block, sums, regular, high, rest, low, <const real *> unused)
+    for j in range(block.width):
+        high[j] += rest[j] + low[j]
+        if real is float:
+            regular[j] &= fabs(high[j]) >= 0.5
+    scatter_kind(block.y_kind, block.y, block.y_column, block.width, <const double *> high)
+    for j in range(block.width):
+        if not regular[j]:
+            sum = sum_of_column(&whole, j)
+            take_column(block, j, unused)
+            block.row.y_row = block.y + j * block.y_column
+            logsumexp_from_sum(block.row, &sum, unused)
+
+
 cdef bint rescale_columns(
     const Columns *block, const double *refs, const real *inverse, const real *inverse_low
 ) noexcept nogil:
@@ -630,16 +906,23 @@ cdef bint rescale_columns(
     cdef real scale[COLUMNS]
     cdef real scale_low[COLUMNS]
     cdef Py_ssize_t i, j
-    cdef double exponent, factor
+    cdef double exponent, factor, magic
+    cdef double normal = power(smallest_exponent(inverse) - lowest(inverse) + 1)
+    cdef int64_t all_normal = 1
     cdef char *y = block.y
     cdef real *line
+    set_magic(0, &magic)
     for j in range(block.width):
-        exponent = refs[j] - block.partials[j].exponent
-        factor = power(exponent)
-        if not (rescales(exponent, inverse) and folds(factor, inverse_low[j])):
-            return False
+        exponent = refs[j] - block.partials.exponent[j]
+        factor = times_power(1.0, magic + exponent)
+        # rescales() and folds()
+        all_normal &= (exponent >= smallest_exponent(inverse) - lowest(inverse) + 2) & (
+            exponent <= highest(inverse)) & (
+            (inverse_low[j] == 0) | (fabs(inverse_low[j]) * factor >= normal))
         scale[j] = inverse[j] * <real> factor
         scale_low[j] = inverse_low[j] * <real> factor
+    if not all_normal:
+        return False
     for i in range(block.n):
         line = <real *> y
         prefetch_lines(y + PREFETCH_ROWS * block.y_stride, block.width * sizeof(real))
@@ -647,15 +930,6 @@ cdef bint rescale_columns(
             line[j] = times_pair(line[j], scale[j], scale_low[j])
         y += block.y_stride
     return True
-
-
-cdef bint column_chunk_sums(const Columns *block, Py_ssize_t index, real *unused) noexcept nogil:
-    cdef Py_ssize_t start = index * block.chunk, stop = start + block.chunk
-    stop = stop if stop < block.n else block.n
-    cdef real *maxima = <real *> block.maxima
-    return column_sums(
-        block, start, stop, block.partials + index * COLUMNS,
-        maxima + index * COLUMNS if maxima != NULL else NULL)
 
 
 cdef void column_chunk_map(const Columns *block, Py_ssize_t index, real *unused) noexcept nogil:
@@ -701,42 +975,27 @@ cdef void run_alike(Columns *block, bint reduce_only, real *unused) noexcept nog
 
 
 cdef void run_columns(Columns *block, bint reduce_only, real *unused) noexcept nogil:
-    cdef Py_ssize_t index, j
     cdef double refs[COLUMNS]
-    cdef real *maxima = <real *> block.maxima
-    cdef real *inverse = <real *> block.parameters + 4 * COLUMNS
-    cdef real value
-    cdef bint kept = False
+    cdef int64_t regular[COLUMNS]
+    cdef real *parameters = <real *> block.parameters
+    cdef Py_ssize_t index
+    cdef bint uniform
     cdef Environment callers
-    set_scales(block, <real *> block.parameters)
-    if block.n_threads == 1:
-        for index in range(block.n_chunks):
-            kept = column_chunk_sums(block, index, unused)
-    else:
-        for index in prange(block.n_chunks, num_threads=block.n_threads, schedule="static"):
-            callers = enter()
-            column_chunk_sums(block, index, unused)
-            leave(callers)
-    for j in range(block.width):
-        refs[j] = block.partials[j].exponent
-        normalise(&block.partials[j])
-    for index in range(1, block.n_chunks):
-        for j in range(block.width):
-            normalise(&block.partials[index * COLUMNS + j])
-            combine(&block.partials[j], &block.partials[index * COLUMNS + j])
-            if maxima != NULL:
-                value = maxima[index * COLUMNS + j]
-                maxima[j] = value if value > maxima[j] else maxima[j]
+    set_scales(block, parameters)
+    uniform = sum_columns(
+        block, <const real *> NULL, block.partials, <real *> block.maxima, refs)
+    normalise_columns(
+        block.partials, block.width, exponent_limit(<real> block.scaling), regular)
     if reduce_only:
-        for j in range(block.width):
-            normalise(&block.partials[j])
-            take_column(block, j, unused)
-            block.row.y_row = block.y + j * block.y_column
-            logsumexp_from_sum(block.row, &block.partials[j], unused)
+        store_logs(block, block.partials, regular, unused)
         return
-    set_parameters(block, <real *> block.parameters)
-    if kept and rescale_columns(block, refs, inverse, inverse + COLUMNS):
-        return
+    if block.logarithm:
+        log_parameters(block, block.partials, regular, parameters)
+    else:
+        softmax_parameters(block, block.partials, regular, parameters)
+        if uniform and block.keep and rescale_columns(
+                block, refs, parameters + 4 * COLUMNS, parameters + 5 * COLUMNS):
+            return
     if block.n_threads == 1:
         for index in range(block.n_chunks):
             column_chunk_map(block, index, unused)

@@ -559,7 +559,7 @@ cdef inline Py_ssize_t lead_of(const Call *call) noexcept nogil:
 cdef Py_ssize_t columns_bytes(const Columns *block, Py_ssize_t itemsize) noexcept nogil:
     """The workspace of one thread."""
     cdef Py_ssize_t row_chunks = (block.n - 1) // chunk_length(block.n) + 1
-    return (block.n_chunks * COLUMNS * (sizeof(Sum) + itemsize) + 6 * COLUMNS * itemsize
+    return (block.n_chunks * (sizeof(ColumnSums) + COLUMNS * itemsize) + 6 * COLUMNS * itemsize
             + row_chunks * (sizeof(Sum) + sizeof(double)))
 
 
@@ -584,8 +584,8 @@ cdef void run_columns_range(
     row.mask = call.mask
     row.vacant = call.vacant
     row.skip = -1
-    block.partials = <Sum *> workspace
-    row.partials = block.partials + chunks * COLUMNS
+    block.partials = <ColumnSums *> workspace
+    row.partials = <Sum *> (block.partials + chunks)
     row.largest = <double *> (row.partials + row_chunks)
     block.parameters = row.largest + row_chunks
     if block.logarithm or call.operation == LOGSUMEXP:

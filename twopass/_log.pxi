@@ -4,6 +4,7 @@
 # last bit would change from system to system.
 
 from libc.math cimport M_SQRT2
+from libc.stdint cimport int64_t
 
 cdef extern from *:
     """
@@ -70,3 +71,52 @@ cdef inline double log_rounded(double total, double rest, double exponent) noexc
 cdef inline double beside(double rest, double n, double high, double low) noexcept nogil:
     """rest / exp(high + low) * 2**n, for n = round((high + low) * log2 e)."""
     return rest * polynomial(n * LN2_LOW_F64 - (fma(n, -LN2_HIGH_F64, high) + low))
+
+
+# The same for loops over sums, normalised ones.  dominated() has these formulas for one.
+
+cdef inline void others_of(
+    Py_ssize_t count, const real *largest, bint scaling, const real *scale, const double *high,
+    const double *low, const double *exponent, real *n, double *others, int64_t *large,
+    int64_t *again
+) noexcept nogil:
+    """The sums without their largest elements, times 2**exponent, and those elements' exponents n.
+    `large`: the element holds a large share; `again`: so large that the others have to be summed
+    without it."""
+    cdef real magic, whole, size
+    cdef double magic64, t
+    cdef Py_ssize_t r
+    set_magic(0, &magic)
+    set_magic(0, &magic64)
+    for r in range(count):
+        size = scale[r] if scaling else <real> 0
+        whole = rounded_at(largest[r], magic, scaling, size) - magic
+        n[r] = whole
+        t = times_power(
+            <double> mantissa_at(largest[r], whole, scaling, size),
+            magic64 - (exponent[r] - whole))
+        others[r] = (high[r] - t) + low[r]
+        large[r] = 1 if t >= 0.4 * high[r] else 0
+        again[r] = large[r] if others[r] < 0.5 * high[r] else 0
+
+
+cdef inline void logs_of(
+    Py_ssize_t count, const real *largest, const double *largest_low, const real *n,
+    const double *high, const double *low, const double *exponent, const double *others,
+    const double *others_exponent, const int64_t *large, double *log_high, double *log_low,
+    int64_t *whole
+) noexcept nogil:
+    """The logarithms of the sums: high + low, and where an element is large, largest_low besides.
+    Those that are not `whole` have left the range of these loops."""
+    cdef double magic, k, of_others, sum_high, sum_low
+    cdef Py_ssize_t r
+    set_magic(0, &magic)
+    for r in range(count):
+        k = others_exponent[r] - n[r]
+        of_others = log1p_of(
+            times_power(beside(others[r], n[r], largest[r], largest_low[r]), magic + k))
+        log_of_sum(high[r], low[r], exponent[r], &sum_high, &sum_low)
+        log_high[r] = largest[r] if large[r] else sum_high
+        log_low[r] = of_others if large[r] else sum_low
+        # Else times_power() has left the range of normal numbers.
+        whole[r] = (large[r] == 0) | ((others[r] > 0) & (k > -900))

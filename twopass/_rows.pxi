@@ -235,6 +235,24 @@ cdef inline void normalise(Sum *s) noexcept nogil:
     s.exponent += k
 
 
+cdef inline double normal_form(double *high, double *low) noexcept nogil:
+    """normalise() without a branch, for loops over sums; by how much the exponent grows.  Of zeros
+    and what is no number: anything."""
+    cdef double sum = high[0] + low[0], factor, k, whole = power(MANTISSA_BITS_F64)
+    cdef uint64_t representation, digits, of_whole
+    memcpy(&of_whole, &whole, 8)
+    low[0] = (high[0] - sum) + low[0]
+    memcpy(&representation, &sum, 8)
+    representation >>= MANTISSA_BITS_F64
+    digits = of_whole | representation  # no vectors before AVX-512 convert such integers
+    memcpy(&k, &digits, 8)
+    representation = (<uint64_t> 2 * EXPONENT_BIAS_F64 - representation) << MANTISSA_BITS_F64
+    memcpy(&factor, &representation, 8)
+    high[0] = sum * factor
+    low[0] *= factor
+    return k - (whole + EXPONENT_BIAS_F64)
+
+
 cdef inline bint needs_maximum(const Sum *total, real scale, const real *unused) noexcept nogil:
     """Whether three passes are needed: where their sum is relative to the maximum, so that all
     algorithms take the same terms, and where one element was too low for an exponent and another

@@ -121,22 +121,10 @@ cdef void tile_sums(
 cdef inline void normalise_each(double *high, double *low, double *exponent) noexcept nogil:
     """normalise() and cut() of each row's sum; of zeros and what is no number: anything."""
     cdef double magic = 1.5 * power(MANTISSA_BITS_F64 - CUT_BITS)
-    cdef double sum, factor, k, whole = power(MANTISSA_BITS_F64)
-    cdef uint64_t representation, digits, of_whole
     cdef Py_ssize_t r
-    memcpy(&of_whole, &whole, 8)
     for r in range(TILE):
-        sum = high[r] + low[r]
-        low[r] = (high[r] - sum) + low[r]
-        memcpy(&representation, &sum, 8)
-        representation >>= MANTISSA_BITS_F64
-        digits = of_whole | representation  # no vectors before AVX-512 convert such integers
-        memcpy(&k, &digits, 8)
-        representation = (<uint64_t> 2 * EXPONENT_BIAS_F64 - representation) << MANTISSA_BITS_F64
-        memcpy(&factor, &representation, 8)
-        high[r] = sum * factor
-        low[r] = (low[r] * factor + magic) - magic
-        exponent[r] += k - (whole + EXPONENT_BIAS_F64)
+        exponent[r] += normal_form(&high[r], &low[r])
+        low[r] = (low[r] + magic) - magic
 
 
 cdef void reduce_tile(real *tile, Py_ssize_t n, Tile *out) noexcept nogil:
@@ -284,50 +272,43 @@ cdef void tile_logs(
     real *tile, Py_ssize_t n, const real *largest, const Tile *found, Logs *out
 ) noexcept nogil:
     """log_from_sum() of each row, from its largest element, terms (lost then) and sum."""
-    cdef real exponent[TILE]  # the largest element is mantissa * 2**exponent
-    cdef real mantissas[TILE]
-    cdef real terms[TILE]  # its term in the tile
-    cdef double rest[TILE]  # the sum without it, times 2**rest_exponent
-    cdef double rest_exponent[TILE]
+    cdef real exponent[TILE]  # the largest element's
+    cdef real terms[TILE]  # and its term in the tile
+    cdef real scale[TILE]
+    cdef double rest_low[TILE]
+    cdef double others[TILE]
+    cdef double others_exponent[TILE]
     cdef double high[TILE]
     cdef double low[TILE]
-    cdef double others_exponent[TILE]
+    cdef double summed_exponent[TILE]
     cdef int64_t large[TILE]
     cdef int64_t again[TILE]
     cdef int64_t any_again = 0
     cdef Py_ssize_t r
     cdef real magic
-    cdef double magic64, t, k, log_high, log_low, log_rest
     set_magic(0, &magic)
-    set_magic(0, &magic64)
+    others_of(
+        TILE, largest, False, <const real *> scale, found.high, found.low, found.exponent, exponent,
+        others, large, again)
     for r in range(TILE):
-        exponent[r] = rounded(largest[r], magic) - magic
-        mantissas[r] = mantissa(largest[r], exponent[r])
-        terms[r] = times_power(mantissas[r], magic + (exponent[r] - <real> found.ref[r]))
-    for r in range(TILE):
-        t = times_power(<double> mantissas[r], magic64 - (found.exponent[r] - exponent[r]))
-        rest[r] = (found.high[r] - t) + found.low[r]
-        rest_exponent[r] = found.exponent[r]
-        large[r] = 1 if t >= 0.4 * found.high[r] else 0
-        again[r] = large[r] & found.in_range[r] if rest[r] < 0.5 * found.high[r] else 0
+        rest_low[r] = 0
+        others_exponent[r] = found.exponent[r]
+        again[r] &= found.in_range[r]
         any_again |= again[r]
     if any_again:
         for r in range(TILE):
-            others_exponent[r] = found.ref[r]
+            terms[r] = times_power(
+                mantissa(largest[r], exponent[r]), magic + (exponent[r] - <real> found.ref[r]))
+            summed_exponent[r] = found.ref[r]
         reduce_others(
-            tile, n, <const int64_t *> again, <const real *> terms, high, low, others_exponent)
+            tile, n, <const int64_t *> again, <const real *> terms, high, low, summed_exponent)
         for r in range(TILE):
-            rest[r] = high[r] + low[r] if again[r] else rest[r]
-            rest_exponent[r] = others_exponent[r] if again[r] else rest_exponent[r]
-    for r in range(TILE):
-        k = rest_exponent[r] - exponent[r]
-        log_rest = log1p_of(
-            times_power(beside(rest[r], exponent[r], largest[r], 0), magic64 + k))
-        log_of_sum(found.high[r], found.low[r], found.exponent[r], &log_high, &log_low)
-        out.high[r] = largest[r] if large[r] else log_high
-        out.low[r] = log_rest if large[r] else log_low
-        # Else times_power() has left the range of normal numbers.
-        out.whole[r] = (large[r] == 0) | ((rest[r] > 0) & (k > -900))
+            others[r] = high[r] + low[r] if again[r] else others[r]
+            others_exponent[r] = summed_exponent[r] if again[r] else others_exponent[r]
+    logs_of(
+        TILE, largest, <const double *> rest_low, <const real *> exponent, found.high, found.low,
+        found.exponent, <const double *> others, <const double *> others_exponent,
+        <const int64_t *> large, out.high, out.low, out.whole)
 
 
 cdef void logsumexp_tile(
