@@ -145,6 +145,32 @@ def test_columns_near_the_limit_of_exponents(level, dtype, rng, limit):
             )
 
 
+def test_kept_terms_that_are_small(level, dtype, rng):
+    """Where the first element gives a reference far below the sum, and 1/sum's rest times a term
+    would be no normal number: the bits of the map that computes the terms again."""
+    x = rng.uniform(-80, -36, (4096, 40)).astype(dtype)
+    x[0] = -36
+    x[1] = rng.uniform(0, 3, 40)
+    twice, once = (
+        twopass.softmax(x, 0, algorithm=algorithm) for algorithm in ("two_pass", "two_pass_reload")
+    )
+    assert oracle.same_bits(once, twice)
+
+
+@pytest.mark.parametrize("limit", [0x200000, 0x7F0])
+def test_columns_whose_others_are_below_the_limit(level, dtype, limit):
+    """What is left beside a dominant element counts where no exponent is low enough for it, too."""
+    largest, others, lower = (-(limit - k) * np.log(2) for k in (60, 5, -3))
+    x = np.full((66, 24), lower)
+    x[1:4] = others
+    x[2] = largest
+    x = x.astype(dtype)
+    for function in (twopass.log_softmax, twopass.logsumexp):
+        np.testing.assert_allclose(
+            function(x, axis=0), function(x.T.copy(), axis=1).T, rtol=4 * np.finfo(dtype).eps
+        )
+
+
 def test_columns_whose_share_is_large_beside_others(level, dtype, rng):
     """Where one element dominates, the bits depend on its column alone."""
     for n in (2, 3, 5, 21, 64, 65, 4100):

@@ -45,6 +45,43 @@ def test_rows_of_a_tile_are_rows_alone(level, dtype, n, name):
     assert oracle.same_bits(function(x[:19], axis=-1, n_threads=3), expected[:19])
 
 
+KINDS = ("masked", "scaled", "both", "float16", "strided", "-inf", "integers")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 10, 16, 31, 32, 33, 64, 65, 100, 127, 128, 129])
+def test_rows_that_are_read_first(level, dtype, n, kind, name):
+    """Masks, scales, other types, gaps and -inf in a tile: still the bits of rows alone."""
+    function = FUNCTIONS[name]
+    rng = np.random.default_rng(n)
+    x = _rows(rng, n, dtype)
+    options = [{} for _ in x]
+    together = {}
+    if kind == "strided":
+        x = np.repeat(x, 2, axis=1)[::-1, ::-2]
+    elif kind == "float16":
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float16)
+    elif kind == "integers":
+        x = rng.integers(-50, 50, x.shape)
+    elif kind == "-inf":  # from the first elements on, the first rows without
+        x[5:, : n // 2] = -np.inf
+        x[20:, n // 2] = -np.inf
+    if kind in ("masked", "both"):
+        where = rng.random(x.shape) < 0.6
+        where[13] = False
+        together["where"] = where
+        options = [{**o, "where": w} for o, w in zip(options, where, strict=True)]
+    if kind in ("scaled", "both"):
+        scale = rng.choice([1, -1, 0, 0.125, 2, -3, 1e3], (37, 1))
+        together["scale"] = scale
+        options = [{**o, "scale": s[0]} for o, s in zip(options, scale, strict=True)]
+    expected = np.stack([np.asarray(function(row, **o)) for row, o in zip(x, options, strict=True)])
+    for n_threads in (1, 3):
+        assert oracle.same_bits(function(x, axis=-1, n_threads=n_threads, **together), expected)
+
+
 def test_small_results_of_a_tile(level, dtype, rng):
     """What is left of 1/sum times a term is below the smallest normal number, if scaled first."""
     x = np.empty((400, 30), dtype)

@@ -24,7 +24,7 @@ ctypedef struct ColumnSums:
     double high[COLUMNS]
     double low[COLUMNS]
     double exponent[COLUMNS]
-    double top[COLUMNS]  # or near it, where nothing is near the limit and no logarithm is wanted
+    double top[COLUMNS]  # or near it, where no term was out of range
     uint8_t too_high[COLUMNS]
     uint8_t too_low[COLUMNS]
 
@@ -499,10 +499,6 @@ cdef bint column_sums(
                 source.x + first * source.x_stride, source.x_stride, rows, block.width, False,
                 left_out, maxima)
         i += rows
-    if maxima != NULL:
-        for j in range(block.width):
-            k = exponent_of(maxima[j] * <double> scale[j])
-            sums.top[j] = k if fabs(k) <= limit else sums.top[j]
     # _rows.pxi sums a column anew when it is too high.
     for j in range(block.width):
         if sums.too_high[j]:

@@ -3,7 +3,8 @@
 # One short row leaves most of a vector idle, and what every row costs (a padded step, a tree of
 # sums, a division) takes longer than its exponentials.  Here lane r of every vector belongs to row
 # r.  Each row has the terms of _blocks.pxi, added in the order of _blocks.pxi: which way a row was
-# computed never shows in its bits.  Rows that the fast loops cannot do are left to _rows.pxi.
+# computed never shows in its bits.  What is masked sinks, as there; rows that these loops cannot do
+# are left to _rows.pxi.
 
 cdef enum:
     TILE = 16  # rows
@@ -28,37 +29,53 @@ ctypedef struct Logs:
     int64_t whole[TILE]  # else log_from_sum() has to find it
 
 
+ctypedef struct Scales:
+    # What each row of a tile is multiplied by, in double as elsewhere; 1 where there is no scale.
+    bint given
+    double of_row[TILE]
+
+
 cdef inline bint is_short(const Call *call, const real *unused) noexcept nogil:
     return (
-        (call.operation == SOFTMAX or call.operation == LOG_SOFTMAX or call.operation == LOGSUMEXP)
-        and call.n * sizeof(real) <= SHORT * sizeof(float) and call.x.direct
-        and (call.y.direct or call.operation == LOGSUMEXP)
-        and call.mask == NULL and call.scales == NULL)
+        call.n * sizeof(real) <= SHORT * sizeof(float)
+        and (call.operation == SOFTMAX
+             or (call.operation == LOG_SOFTMAX or call.operation == LOGSUMEXP)
+             and call.scales == NULL))
 
 
 cdef inline void tile_terms(
-    real *tile, Py_ssize_t n, const real *magic, bits extreme, bits *low, bits *high
+    real *tile, Py_ssize_t n, const real *magic, bint sinking, const real *bottom,
+    const real *floor, bint scaling, const real *scale, bits extreme, bits *low, bits *high
 ) noexcept nogil:
     """term() of every element, in place; the range of each row's rounded() values, which begins as
-    empty: between the largest number and the smallest."""
+    empty: between the largest number and the smallest.  `sinking`: below `bottom` it is 0."""
     cdef bits least[TILE]
     cdef bits most[TILE]
     cdef real m[TILE]
+    cdef real lowest_kept[TILE]
+    cdef real instead[TILE]
+    cdef real factor[TILE]
     cdef Py_ssize_t k, r
-    cdef real x, t
+    cdef real x, value, t, p
     cdef bits i
     for r in range(TILE):
         m[r] = magic[r]
+        if sinking:
+            lowest_kept[r] = bottom[r]
+            instead[r] = floor[r]
+        factor[r] = scale[r] if scaling else <real> 0
         least[r] = extreme
         most[r] = ~extreme
     for k in range(n):
         for r in range(TILE):
             x = tile[k * TILE + r]
-            t = rounded(x, m[r])
+            value = instead[r] if sinking and x < lowest_kept[r] else x
+            t = rounded_at(value, m[r], scaling, factor[r])
             i = bits_of(t, least[r])
             least[r] = i if i < least[r] else least[r]
             most[r] = i if i > most[r] else most[r]
-            tile[k * TILE + r] = raised(polynomial_less_1(reduced(x, t - m[r])), t)
+            p = term_of(value, t, m[r], scaling, factor[r], False, <real> 1, <real> 0)
+            tile[k * TILE + r] = 0 if sinking and x < lowest_kept[r] else p
     for r in range(TILE):
         low[r] = least[r]
         high[r] = most[r]
@@ -127,9 +144,30 @@ cdef inline void normalise_each(double *high, double *low, double *exponent) noe
         low[r] = (low[r] + magic) - magic
 
 
-cdef void reduce_tile(real *tile, Py_ssize_t n, Tile *out) noexcept nogil:
-    """The elements become terms; the sum of each row, as reduce() gives it."""
+cdef inline void tile_terms_at(
+    real *tile, Py_ssize_t n, const real *magic, bint sinking, const real *bottom,
+    const real *floor, bint scaling, const real *scale, bits extreme, bits *low, bits *high
+) noexcept nogil:
+    """tile_terms() with constants, so that each loop is compiled for what it does."""
+    if scaling and sinking:
+        tile_terms(tile, n, magic, True, bottom, floor, True, scale, extreme, low, high)
+    elif scaling:
+        tile_terms(tile, n, magic, False, bottom, floor, True, scale, extreme, low, high)
+    elif sinking:
+        tile_terms(tile, n, magic, True, bottom, floor, False, scale, extreme, low, high)
+    else:
+        tile_terms(tile, n, magic, False, bottom, floor, False, scale, extreme, low, high)
+
+
+cdef void reduce_tile(
+    real *tile, Py_ssize_t n, const real *beside, bint sinking, const Scales *scales, Tile *out
+) noexcept nogil:
+    """The elements become terms; the sum of each row, as reduce() gives it.  The reference is an
+    exponent near that of `beside`: an element of each row, where `sinking` the largest."""
     cdef real magic[TILE]
+    cdef real bottom[TILE]
+    cdef real floor[TILE]
+    cdef real scale[TILE]
     cdef double total[LANES * TILE]
     cdef double error[LANES * TILE]
     cdef int32_t low32[TILE]
@@ -138,19 +176,28 @@ cdef void reduce_tile(real *tile, Py_ssize_t n, Tile *out) noexcept nogil:
     cdef int64_t high64[TILE]
     cdef Py_ssize_t r
     cdef real t
-    cdef double ref, limit = exponent_limit(<real> 0)
+    cdef double ref, limit = exponent_limit(<real> scales.given)
     cdef int32_t lowest32 = 0, highest32 = 0
     cdef int64_t lowest64 = 0, highest64 = 0
     for r in range(TILE):
-        ref = exponent_of(tile[r]) + window(tile)
+        ref = exponent_of(beside[r] * scales.of_row[r]) + window(tile)
         out.in_range[r] = 1 if fabs(ref) < limit else 0
         out.ref[r] = ref if fabs(ref) < limit else 0
         set_magic(term_ref(out.ref[r], tile), &magic[r])
+        scale[r] = <real> scales.of_row[r]
+    if sinking:
+        for r in range(TILE):  # as block_in_range()
+            bottom[r] = <real> ((out.ref[r] + 4 * lowest(tile)) * M_LN2) / scale[r]
+            floor[r] = <real> ((out.ref[r] + lowest(tile) + 2) * M_LN2) / scale[r]
     if real is float:
-        tile_terms(tile, n, magic, <int32_t> INT32_MAX, low32, high32)
+        tile_terms_at(
+            tile, n, magic, sinking, bottom, floor, scales.given, scale, <int32_t> INT32_MAX, low32,
+            high32)
         range_limits(term_ref(0, tile), tile, &lowest32, &highest32)
     else:
-        tile_terms(tile, n, magic, <int64_t> INT64_MAX, low64, high64)
+        tile_terms_at(
+            tile, n, magic, sinking, bottom, floor, scales.given, scale, <int64_t> INT64_MAX, low64,
+            high64)
         range_limits(term_ref(0, tile), tile, &lowest64, &highest64)
     tile_sums(<const real *> tile, n, total, error)
     for r in range(TILE):
@@ -180,13 +227,41 @@ cdef inline Sum sum_of(const Tile *found, Py_ssize_t r) noexcept nogil:
     return sum
 
 
-cdef inline void into_tile(
-    const Call *call, Py_ssize_t start, Py_ssize_t count, real *tile
+cdef inline bint is_plain(const Call *call) noexcept nogil:
+    return call.x.direct and call.mask == NULL and call.scales == NULL
+
+
+cdef void read_into_tile(
+    const Call *call, Row *row, Py_ssize_t start, Py_ssize_t count, real *tile, Scales *scales
+) noexcept nogil:
+    """into_tile() of rows that have to be gathered, converted or edited first."""
+    cdef real rows[SHORT * TILE]
+    cdef Py_ssize_t n = call.n, r, k
+    cdef const real *x
+    for r in range(count):
+        place(call, row, start + r)
+        x = read(row, 0, n, rows + r * n)
+        if x != rows + r * n:
+            memcpy(rows + r * n, x, n * sizeof(real))
+        scales.of_row[r] = row.scale if row.scale != 0 else 1
+    for r in range(count, TILE):
+        memcpy(rows + r * n, rows, n * sizeof(real))
+        scales.of_row[r] = scales.of_row[0]
+    for k in range(n):
+        for r in range(TILE):
+            tile[k * TILE + r] = rows[r * n + k]
+
+
+cdef void into_tile(
+    const Call *call, Row *row, Py_ssize_t start, Py_ssize_t count, real *tile, Scales *scales
 ) noexcept nogil:
     """Rows start ... start + count; the first one again for those that a tile has besides."""
     cdef Py_ssize_t n = call.n, r, k, stride = call.x.rows.strides[0]
     cdef const real *x = <const real *> row_of(call.x, start)
     cdef real copy[SHORT * TILE]
+    if not is_plain(call):
+        read_into_tile(call, row, start, count, tile, scales)
+        return
     if count == TILE and call.x.rows.ndim == 1 and stride % sizeof(real) == 0:
         # Rows equally far apart, and a copy that no other pointer leads to: this is transposed in
         # vectors.
@@ -212,6 +287,18 @@ cdef inline void out_of_tile(
         k += 4
     for i in range(k, n):
         y[i] = tile[i * TILE + r]
+
+
+cdef inline void write_row(
+    const Call *call, const real *tile, Py_ssize_t r, Py_ssize_t index
+) noexcept nogil:
+    """Row r of the tile becomes row number `index` of y."""
+    cdef real buffer[SHORT]
+    if call.y.direct:
+        out_of_tile(tile, call.n, r, <real *> row_of(call.y, index))
+    else:
+        out_of_tile(tile, call.n, r, buffer)
+        store(call.y, row_of(call.y, index), 0, call.n, <const real *> buffer)
 
 
 cdef void softmax_tile(
@@ -241,7 +328,7 @@ cdef void softmax_tile(
             tile[k * TILE + r] = times_pair(tile[k * TILE + r], scale[r], scale_low[r])
     for r in range(count):
         if found.in_range[r]:
-            out_of_tile(<const real *> tile, call.n, r, <real *> row_of(call.y, start + r))
+            write_row(call, <const real *> tile, r, start + r)
         else:
             run_row(call, row, start + r, NULL, tile)
 
@@ -354,7 +441,7 @@ cdef void log_softmax_tile(
         if not found.in_range[r]:
             run_row(call, row, start + r, NULL, tile)
         elif logs.whole[r]:
-            out_of_tile(<const real *> tile, call.n, r, <real *> row_of(call.y, start + r))
+            write_row(call, <const real *> tile, r, start + r)
         else:
             place(call, row, start + r)
             begin(row)
@@ -368,9 +455,15 @@ cdef void run_short(
     """run_rows() for short ones."""
     cdef real tile[SHORT * TILE]
     cdef real largest[TILE]
+    cdef real *beside
+    cdef Scales scales
     cdef Tile found
     cdef Logs logs
     cdef Py_ssize_t n = call.n, start = first, count, r
+    cdef bint sinking = call.mask != NULL, all_in_range
+    scales.given = call.scales != NULL
+    for r in range(TILE):
+        scales.of_row[r] = 1
     while start < last:
         count = last - start if last - start < TILE else TILE
         if count < FEW_ROWS:
@@ -379,10 +472,23 @@ cdef void run_short(
             return
         # The tile after the next, if rows have nothing between them.
         prefetch_lines(row_of(call.x, start) + 2 * TILE * n * sizeof(real), TILE * n * sizeof(real))
-        into_tile(call, start, count, tile)
-        if call.operation != SOFTMAX:
+        into_tile(call, row, start, count, tile, &scales)
+        if sinking or call.operation != SOFTMAX:
             tile_largest(<const real *> tile, n, largest)
-        reduce_tile(tile, n, &found)
+        beside = tile
+        if sinking:
+            beside = largest
+        reduce_tile(tile, n, <const real *> beside, sinking, &scales, &found)
+        if not sinking:
+            all_in_range = True
+            for r in range(count):
+                all_in_range &= found.in_range[r] != 0
+            if not all_in_range:
+                # For the rest of the rows: such elements come in company.
+                sinking = True
+                into_tile(call, row, start, count, tile, &scales)
+                tile_largest(<const real *> tile, n, largest)
+                reduce_tile(tile, n, <const real *> largest, True, &scales, &found)
         if call.operation == SOFTMAX:
             softmax_tile(call, row, tile, &found, start, count)
         else:
@@ -390,6 +496,6 @@ cdef void run_short(
         if call.operation == LOGSUMEXP:
             logsumexp_tile(call, row, &found, &logs, start, count, unused)
         elif call.operation == LOG_SOFTMAX:
-            into_tile(call, start, count, tile)
+            into_tile(call, row, start, count, tile, &scales)
             log_softmax_tile(call, row, tile, &found, &logs, start, count)
         start += count
