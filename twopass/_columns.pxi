@@ -677,11 +677,11 @@ cdef void normalise_columns(
     """normalise() of each sum.  `regular`, 1 or 0: it is one of numbers, and needs no maximum."""
     cdef Py_ssize_t j
     cdef double high, low, k
-    cdef bint number
+    cdef int64_t number
     for j in range(width):
         high = sums.high[j]
         low = sums.low[j]
-        number = (high > 0) & (high < INFINITY)
+        number = <int64_t> (high > 0) & (high < INFINITY)
         k = normal_form(&high, &low)
         sums.high[j] = high if number else sums.high[j]
         sums.low[j] = low if number else sums.low[j]
