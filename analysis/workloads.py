@@ -91,6 +91,8 @@ class Workload:
 _MI = 1 << 20
 #: Classes of a classifier, components of a mixture.
 _SHORT_ROWS = ((65536, 10), (16384, 50))
+#: Classes of each pixel, as segmentation has them.
+_PIXELS = (4, 21, 16384)
 _LONG = (1, 16 * _MI)
 #: A batch of rows as long as a vocabulary, and a row of a longer one.
 _BATCH, _VOCABULARY = (512, 32000), (128256,)
@@ -135,6 +137,8 @@ WORKLOADS = (
         for function in ("softmax", "logsumexp")
         for shape in _SHORT_ROWS
     ),
+    Workload("softmax", _PIXELS, 1),
+    Workload("log_softmax", _PIXELS, 1),
     Workload("softmax", _LONG, dtype="float64", targets=(Target("torch", 1.8, 1.8),)),
     Workload("softmax", (4096, 4096), dtype="float64", targets=(Target("torch", 1.8, 1.8),)),
     Workload("softmax", _LONG, dtype="bfloat16", targets=(Target("torch", 8.0),)),
@@ -143,6 +147,7 @@ WORKLOADS = (
     Workload("softmax", _BATCH, dtype="float16"),
     Workload("scaled_softmax", _BATCH),
     Workload("masked_softmax", _BATCH),
+    Workload("masked_softmax", (16384, 64)),  # heads of attention
     Workload("cross_entropy", _BATCH, targets=(Target("torch", 10.0),)),
     Workload("cross_entropy_with_gradient", _BATCH),
     Workload("softmax_backward", _BATCH, targets=(Target("torch", 4.0),)),

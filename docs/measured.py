@@ -29,7 +29,8 @@ def _shape(workload):
     shape = workload["shape"]
     if len(shape) == 1:
         return f"{shape[0]} elements"
-    return TIMES.join(map(_count, shape)) + (" axis 0" if workload["axis"] == 0 else "")
+    axis = "" if workload["axis"] == -1 else f" axis {workload['axis']}"
+    return TIMES.join(map(_count, shape)) + axis
 
 
 def _outcomes():

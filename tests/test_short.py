@@ -50,7 +50,13 @@ KINDS = ("masked", "scaled", "both", "float16", "strided", "-inf", "integers")
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("n", [1, 2, 3, 7, 10, 16, 31, 32, 33, 64, 65, 100, 127, 128, 129])
+@pytest.mark.parametrize(
+    "n",
+    [
+        *(1, 3, 10, 33, 64, 128, 129),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 7, 16, 31, 32, 65, 100, 127)),
+    ],
+)
 def test_rows_that_are_read_first(level, dtype, n, kind, name):
     """Masks, scales, other types, gaps and -inf in a tile: still the bits of rows alone."""
     function = FUNCTIONS[name]
