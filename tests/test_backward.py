@@ -191,6 +191,26 @@ def test_backward_axes_and_strides(level, dtype, rng, function):
 # Errors -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 15, 16, 17, 21, 31, 33, 64, 65, 100, 127, 128, 129])
+def test_short_rows_of_a_tile_are_rows_alone(level, dtype, rng, n):
+    """Rows in a batch, side by side as columns and apart, have the bits that they have alone."""
+    y = twopass.softmax(rng.normal(0, 3, (37, n)), axis=1).astype(dtype)
+    g = rng.normal(0, 1, (37, n)).astype(dtype)
+    g[3, n // 2], g[5, 0], g[20, n - 1] = np.nan, np.inf, -np.inf
+    y[30] = 0
+    alone = np.stack([twopass.softmax_backward(a, b) for a, b in zip(y, g, strict=True)])
+    for n_threads in (1, 3):
+        rows = twopass.softmax_backward(y, g, n_threads=n_threads)
+        assert oracle.same_bits(rows, alone)
+        columns = twopass.softmax_backward(y.T.copy(), g.T.copy(), axis=0, n_threads=n_threads)
+        assert oracle.same_bits(np.ascontiguousarray(columns.T), alone)
+    apart = np.repeat(y, 2, axis=1)[:, ::2]
+    assert oracle.same_bits(twopass.softmax_backward(apart, np.asfortranarray(g)), alone)
+    classes = np.stack([y.T, y.T])
+    together = twopass.softmax_backward(classes, np.stack([g.T, g.T]), axis=1, out=classes)
+    assert oracle.same_bits(np.ascontiguousarray(together[1].T), alone)
+
+
 @pytest.mark.parametrize("function", BACKWARD, ids=lambda f: f.__name__)
 def test_errors_of_the_backward_passes(function):
     """The same for the backward passes."""

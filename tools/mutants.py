@@ -286,6 +286,12 @@ MUTANTS = [
       "    for index in range(2, block.n_chunks):", "a chunk forgotten"),
     m("kernels.pyx", "inner - j if inner - j < block.widest else block.widest", "block.widest",
       "the last block of columns too wide"),
+    m("training", "<= array.rows.shape[last])", "<= array.rows.shape[last] + 8)",
+      "backward: a tile over the end of its columns"),
+    m("training", "lane = k % LANES * TILE", "lane = k % 8 * TILE",
+      "backward: tiles of other lanes"),
+    m("training", "(error[r] if real is double else 0)", "0",
+      "backward: low part of a tile's sums"),
     # Weights
     m("weighted", "if b[j] == 0 or start + j == row.skip else", "if b[j] == 0 else",
       "the largest term is not left out"),

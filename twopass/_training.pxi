@@ -712,13 +712,112 @@ cdef void backward_row(Backward *row, const real *unused) noexcept nogil:
     run_backward_pass(row, False, unused)
 
 
+# Short rows of softmax: a tile of them at a time, as in _short.pxi, with the bits of rows alone.
+
+cdef inline bint lies_beside(
+    const Operand *array, Py_ssize_t start, const real *unused
+) noexcept nogil:
+    """Whether rows start ... start + TILE lie side by side, columns of a matrix."""
+    cdef int last = array.rows.ndim - 1
+    return (array.kind == native_kind(unused) and array.line.ndim == 1 and last >= 0
+            and array.rows.strides[last] == sizeof(real)
+            and start % array.rows.shape[last] + TILE <= array.rows.shape[last])
+
+
+cdef void load_tile(
+    const Operand *array, Py_ssize_t n, Py_ssize_t start, Py_ssize_t count, real *tile
+) noexcept nogil:
+    """Rows start ... start + count; the first one again for those that a tile has besides."""
+    cdef real rows[SHORT * TILE]
+    cdef Py_ssize_t r, k
+    cdef const real *x
+    cdef const char *place = row_of(array, start)
+    if count == TILE and lies_beside(array, start, tile):
+        for k in range(n):
+            memcpy(tile + k * TILE, place + k * array.line.strides[0], TILE * sizeof(real))
+        return
+    for r in range(TILE):
+        x = load(array, row_of(array, start + (r if r < count else 0)), 0, n, rows + r * n)
+        if x != rows + r * n:
+            memcpy(rows + r * n, x, n * sizeof(real))
+    for k in range(n):
+        for r in range(TILE):
+            tile[k * TILE + r] = rows[r * n + k]
+
+
+cdef void store_tile(
+    const Operand *array, Py_ssize_t n, Py_ssize_t start, Py_ssize_t count, const real *tile
+) noexcept nogil:
+    cdef real row[SHORT]
+    cdef Py_ssize_t r, k
+    cdef char *place = row_of(array, start)
+    if count == TILE and lies_beside(array, start, tile):
+        for k in range(n):
+            memcpy(place + k * array.line.strides[0], tile + k * TILE, TILE * sizeof(real))
+        return
+    for r in range(count):
+        if array.direct:
+            out_of_tile(tile, n, r, <real *> row_of(array, start + r))
+        else:
+            out_of_tile(tile, n, r, row)
+            store(array, row_of(array, start + r), 0, n, <const real *> row)
+
+
+cdef void softmax_backward_tile(
+    const Backward *call, Py_ssize_t start, Py_ssize_t count, const real *unused
+) noexcept nogil:
+    """backward_row() of rows start ... start + count."""
+    cdef real y[SHORT * TILE]
+    cdef real g[SHORT * TILE]
+    cdef double total[LANES * TILE]
+    cdef double error[LANES * TILE]
+    cdef real high[TILE]
+    cdef real low[TILE]
+    cdef Py_ssize_t n = call.n, k, r, i, lane, half = LANES // 2
+    load_tile(call.y, n, start, count, y)
+    load_tile(call.g, n, start, count, g)
+    memset(total, 0, sizeof(total))
+    memset(error, 0, sizeof(error))
+    for k in range(n):
+        lane = k % LANES * TILE
+        for r in range(TILE):
+            add_product(
+                &total[lane + r], &error[lane + r], g[k * TILE + r], y[k * TILE + r], True)
+    while half >= 1:  # as collapse()
+        for i in range(half * TILE):
+            if real is float:
+                total[i] += total[half * TILE + i]
+            else:
+                two_sum(&total[i], &error[i], total[half * TILE + i])
+                error[i] += error[half * TILE + i]
+        half //= 2
+    for r in range(TILE):  # as backward_row()
+        high[r] = <real> total[r]
+        low[r] = 0
+        if fabs(high[r]) < INFINITY:
+            low[r] = <real> ((total[r] - high[r]) + (error[r] if real is double else 0))
+    for k in range(n):
+        for r in range(TILE):
+            y[k * TILE + r] = y[k * TILE + r] * ((g[k * TILE + r] - high[r]) - low[r])
+    store_tile(call.out, n, start, count, <const real *> y)
+
+
 cdef void run_backward(
     const Backward *call, Py_ssize_t first, Py_ssize_t last, char *workspace, const real *unused
 ) noexcept nogil:
     """Rows first ... last."""
-    cdef Py_ssize_t index
+    cdef Py_ssize_t index, count
     cdef Backward row = call[0]
     row.partials = <Total *> workspace
+    # Transposing pays for the shortest rows, and for those that would be gathered.
+    if (not call.logarithm and call.n * sizeof(real) <= SHORT * sizeof(float)
+            and (call.n <= LANES or not call.y.direct)):
+        index = first
+        while index < last:
+            count = last - index if last - index < TILE else TILE
+            softmax_backward_tile(call, index, count, unused)
+            index += count
+        return
     for index in range(first, last):
         row.y_row = row_of(row.y, index)
         row.g_row = row_of(row.g, index)

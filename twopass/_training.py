@@ -212,7 +212,8 @@ def softmax_backward(y, grad_output, axis=-1, *, out=None, n_threads=None):
         the two.
     axis : int, tuple of ints or None, optional
         The softmax's axis or axes (None: all). Default: the last one, which is the fast one if
-        contiguous; rows along others are gathered, which is slower.
+        contiguous; rows along others are gathered, which is slower, for softmax from 128 float32 or
+        64 float64 elements on.
     out : ndarray, optional
         Where to put the result; shape of `y`, dtype of the result. May be `grad_output` or `y`:
         then the call works in place. What it overlaps otherwise is copied first.
