@@ -38,7 +38,7 @@ def test_columns_of_every_width(level, dtype, rng, n):
         _check_columns(rng.normal(0, 3, (n, width)).astype(dtype), 1 + width % 4)
 
 
-@pytest.mark.parametrize("n", [2, 5, 66, 71])
+@pytest.mark.parametrize("n", [5, 66, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 71))])
 def test_blocks_of_columns_never_show(level, dtype, rng, n):
     """A column has its bits in arrays of any width, on any number of threads, wherever cache lines
     begin: beside many others or a few."""
@@ -65,7 +65,13 @@ def test_blocks_of_columns_never_show(level, dtype, rng, n):
                     assert oracle.same_bits(result, expected[..., :width]), (width, n_threads)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 63, 64, 65, 67, 130, 4095, 4096])
+@pytest.mark.parametrize(
+    "n",
+    [
+        *(1, 3, 6, 65, 130, 4096),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5, 63, 64, 67, 4095)),
+    ],
+)
 def test_kept_terms_never_show(level, dtype, rng, n):
     """Columns have the same bits whether their exponentials wait in the output or are computed
     twice: in range and out of it, from its end on, with what is left out, and far below."""
