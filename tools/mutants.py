@@ -237,7 +237,7 @@ MUTANTS = [
     m("columns", "return p if single else p + q", "return p + q", "the last row twice"),
     m("columns", "return not careful", "return True",
       "terms kept, though not all of one reference"),
-    m("columns", "(exponent >= smallest_exponent(inverse) - lowest(inverse) + 2)", "1",
+    m("columns", "all_normal &= (exponent >= least) & ", "all_normal &= ",
       "terms kept that are not to be scaled by a normal number"),
     m("columns", "(fabs(inverse_low[j]) * factor >= normal)", "1",
       "terms kept: subnormal low products"),

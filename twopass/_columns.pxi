@@ -904,6 +904,7 @@ cdef bint rescale_columns(
     cdef Py_ssize_t i, j
     cdef double exponent, factor, magic
     cdef double normal = power(smallest_exponent(inverse) - lowest(inverse) + 1)
+    cdef double least = smallest_exponent(inverse) - lowest(inverse) + 2, most = highest(inverse)
     cdef int64_t all_normal = 1
     cdef char *y = block.y
     cdef real *line
@@ -912,8 +913,7 @@ cdef bint rescale_columns(
         exponent = refs[j] - block.partials.exponent[j]
         factor = times_power(1.0, magic + exponent)
         # rescales() and folds()
-        all_normal &= (exponent >= smallest_exponent(inverse) - lowest(inverse) + 2) & (
-            exponent <= highest(inverse)) & (
+        all_normal &= (exponent >= least) & (exponent <= most) & (
             (inverse_low[j] == 0) | (fabs(inverse_low[j]) * factor >= normal))
         scale[j] = inverse[j] * <real> factor
         scale_low[j] = inverse_low[j] * <real> factor
