@@ -202,7 +202,10 @@ def columns(at):
                 twopass.log_softmax(x, axis=0, out=y)
                 twopass.logsumexp(x, axis=0)
                 if dtype in FLOATS:
-                    compute.columns(x, y, 1, compute.OPERATIONS["softmax"], True, 1, False)
+                    for keep, streaming in ((True, False), (False, False), (False, True)):
+                        compute.columns(
+                            x, y, 1, compute.OPERATIONS["softmax"], keep, streaming, 1, False
+                        )
 
 
 def single_passes(at):
