@@ -110,6 +110,8 @@ MUTANTS = [
       "block_max: NaN in the lanes"),
     m("blocks", "                most[j] = b if b > most[j] else most[j]\n", "",
       "sum_steps: range of the second half"),
+    m("blocks", "kept[LANES + i * vector + j] = q", "kept[LANES + i * vector + j] = p",
+      "sum_steps: keeps the first half twice"),
     m("blocks", "        least = i if i < least else least\n", "", "segment: no lower bound"),
     m("blocks", "return fmaf(value, factor, value * factor_low)", "return value * factor",
       "times_pair: 1/sum rounded, float"),
