@@ -191,7 +191,9 @@ def test_backward_axes_and_strides(level, dtype, rng, function):
 # Errors -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 7, 15, 16, 17, 21, 31, 33, 64, 65, 100, 127, 128, 129])
+@pytest.mark.parametrize(
+    "n", [1, 2, 3, 7, 15, 16, 17, 21, 33, 64, 65, 100, 128, 129, 255, 256, 257]
+)
 def test_short_rows_of_a_tile_are_rows_alone(level, dtype, rng, n):
     """Rows in a batch, side by side as columns and apart, have the bits that they have alone."""
     y = twopass.softmax(rng.normal(0, 3, (37, n)), axis=1).astype(dtype)

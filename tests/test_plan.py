@@ -69,8 +69,8 @@ def test_the_machine_decides():
     batch = _geometry(65536, 1024)
     assert _choose(batch).nontemporal
     assert not _choose(batch, machine=Machine(last_level=1 << 30)).nontemporal
-    assert _choose(_geometry(1 << 22, 129)).nontemporal
-    assert not _choose(_geometry(1 << 22, 128)).nontemporal  # a tile at a time
+    assert _choose(_geometry(1 << 22, 161)).nontemporal
+    assert not _choose(_geometry(1 << 22, 160)).nontemporal  # a tile at a time
 
 
 @pytest.mark.parametrize("request_", REQUESTS)

@@ -6,6 +6,8 @@ import pytest
 
 import twopass
 
+# Around the longest rows that have tiles, float32 and float64: 640, 800 and 1024 bytes.
+LIMITS = (111, 112, 113, 126, 127, 128, 129, 159, 160, 161, 199, 200, 201, 255, 256, 257)
 FUNCTIONS = {
     "softmax": twopass.softmax,
     "log_softmax": twopass.log_softmax,
@@ -35,7 +37,7 @@ def _rows(rng, n, dtype):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("n", [*range(1, 101), 111, 112, 113, 126, 127, 128, 129])
+@pytest.mark.parametrize("n", [*range(1, 104), *LIMITS])
 def test_rows_of_a_tile_are_rows_alone(level, dtype, n, name):
     """Every length around the longest that has tiles, every place in a tile."""
     function = FUNCTIONS[name]
@@ -53,7 +55,7 @@ KINDS = ("masked", "scaled", "both", "float16", "strided", "-inf", "integers")
 @pytest.mark.parametrize(
     "n",
     [
-        *(1, 3, 10, 33, 64, 128, 129),
+        *(1, 3, 10, 33, 64, 80, 128, 160, 200, 256),
         *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 7, 16, 31, 32, 65, 100, 127)),
     ],
 )

@@ -445,6 +445,79 @@ def test_plans(level, dtype, rng, kind, streaming):
         assert (space[start + x.nbytes :] == 0xA5).all()
 
 
+# Short rows side by side ------------------------------------------------------------------------
+
+
+def _batch(kind, n, dtype, rng, rows=37):
+    """Rows, labels (some of them ignored) and scales: two tiles and a bit."""
+    x = rng.normal(0, 3, (rows, n))
+    labels = rng.integers(0, n, rows)
+    if kind == "masked":
+        x[rng.random(x.shape) < 0.4] = -np.inf
+    elif kind == "special":  # a few rows that no tile can do beside ordinary ones
+        x[3] = np.nan
+        x[7, n // 2] = np.inf
+        x[11] = -np.inf
+        x[17, labels[17]] = -np.inf
+        x[19, -1] = 3e6
+        x[24] -= 2e6
+    elif kind == "sure":
+        x[np.arange(rows), labels] += rng.uniform(0, 60, rows)
+    elif kind == "unsure":  # the label far below
+        x[np.arange(rows), labels] -= rng.uniform(0, 900, rows)
+    labels[5::9] = -100
+    return x.astype(dtype), labels, rng.normal(0, 1, rows)
+
+
+def _check_batch(x, labels, scales, smoothing):
+    """Each row has the bits it has alone, whatever the layout, in place or not."""
+    options = {"reduction": "none", "label_smoothing": smoothing}
+    alone = [
+        twopass.cross_entropy_with_gradient(row, label, grad_output=scale, **options)
+        for row, label, scale in zip(x, labels, scales, strict=True)
+    ]
+    loss = np.array([a for a, _ in alone])
+    gradient = np.stack([b for _, b in alone])
+    wide = np.empty((*x.shape, 2), x.dtype)
+    wide[..., 0] = x
+    apart = np.empty((x.shape[1], len(x) + 3), x.dtype)[:, 1:-2]
+    apart[...] = x.T
+    for given, axis in (
+        (x.copy(), 1), (wide[..., 0], 1), (np.ascontiguousarray(x.T), 0), (apart, 0),
+    ):  # fmt: skip
+        assert oracle.same_bits(twopass.cross_entropy(given, labels, axis, **options), loss)
+        for out in (np.empty_like(given), given):
+            losses, result = twopass.cross_entropy_with_gradient(
+                given, labels, axis, grad_output=scales, out=out, n_threads=2, **options
+            )
+            assert oracle.same_bits(losses, loss)
+            assert oracle.same_bits(np.ascontiguousarray(result if axis else result.T), gradient)
+
+
+@pytest.mark.parametrize("smoothing", SMOOTHINGS)
+@pytest.mark.parametrize("kind", ["normal", "masked", "special", "sure", "unsure"])
+def test_rows_side_by_side(level, dtype, rng, kind, smoothing):
+    """Tiles of rows give the bits of rows alone, at every length around those of the tiles."""
+    lengths = range(1, 36) if smoothing == 0 else (1, 2, 15, 16, 17, 33)
+    for n in (*lengths, 63, 64, 65, 100, 127, 128, 129, 255, 256, 257):
+        _check_batch(*_batch(kind, n, dtype, rng), smoothing)
+
+
+@pytest.mark.parametrize("exponent", [-149, -100, -60, -33, -32, -31, 0, 31, 32, 33, 60, 120, 127])
+def test_scales_side_by_side(level, dtype, rng, exponent):
+    """The same with scales that make results subnormal, or large."""
+    for n in (2, 20, 60):
+        x, labels, scales = _batch("normal", n, dtype, rng)
+        x[::3] *= 20
+        _check_batch(x, labels, scales * 2.0**exponent, 0)
+
+
+def test_every_number_of_rows(level, dtype, rng):
+    """1 to 40 rows: every number in the last tile."""
+    for rows in range(1, 41):
+        _check_batch(*_batch("normal", 9, dtype, rng, rows), 0)
+
+
 # Layouts ----------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,7 @@ cdef enum:  # speeds
 cdef enum:
     LANES = 16
     STEP = 32  # two terms are added before a lane is: a float pair costs one conversion
+    TILE = 16  # short rows side by side; see _short.pxi
     MAX_LANES = 64  # lanes of a maximum: comparisons have a latency, too
     BLOCK_LANE = BLOCK_BYTES // 4 // LANES  # elements of a block in one lane, at most
     SEGMENT = 256  # elements between two rounds of prefetches, a whole number of steps
@@ -492,12 +493,11 @@ cdef bint block_terms(
     const real *x, const char *ahead, real *terms, Py_ssize_t n, double ref, int speed, real scale,
     Sum *out, Lanes *lanes
 ) noexcept nogil:
-    """Sum of term(x); the terms are kept in `terms` unless that is NULL, else the totals of the
-    lanes in `lanes` unless that is.  False: not in range."""
+    """Sum of term(x); the terms are kept in `terms`, the totals of the lanes in `lanes`, unless
+    those are NULL.  False: not in range."""
     if terms != NULL:
         return block_at(
-            x, ahead, terms, n, ref, speed, scale, False, False, <real> 1, <real> 0, out,
-            <Lanes *> NULL)
+            x, ahead, terms, n, ref, speed, scale, False, False, <real> 1, <real> 0, out, lanes)
     return block_at(
         x, ahead, <real *> NULL, n, ref, speed, scale, False, False, <real> 1, <real> 0, out, lanes)
 

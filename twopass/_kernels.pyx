@@ -266,6 +266,7 @@ cdef void run_row(
 
 
 include "_short.pxi"
+include "_short_training.pxi"
 
 
 cdef void run_rows(

@@ -11,7 +11,7 @@ from twopass.passes import ALGORITHMS
 #: A row of terms that is kept in scratch memory rather than in the output: under 1 MiB a thread.
 SCRATCH_BYTES = 768 << 10
 #: Rows up to this are computed a tile at a time and written by ordinary stores, as in the kernels.
-SHORT_ROW_BYTES = 512
+SHORT_ROW_BYTES = {"softmax": 640, "log_softmax": 800}
 #: An inner axis at least this long has the kernel for columns; a shorter one is gathered.
 MIN_COLUMNS = 8
 #: Columns of a block of theirs, at least, as in the kernels.
@@ -174,7 +174,7 @@ def choose(
 
     writes = function != "logsumexp"
     nontemporal = writes and not cached and not g.in_place and g.direct
-    nontemporal = nontemporal and (g.columns or row > SHORT_ROW_BYTES)
+    nontemporal = nontemporal and (g.columns or row > SHORT_ROW_BYTES[function])
     # Columns keep their exponentials in the output alone, of one chunk.
     keeps = g.columns and g.direct and not g.in_place and g.n <= COLUMN_CHUNK
     terms_in = ""

@@ -299,8 +299,8 @@ cdef inline int first_speed(const Row *row) noexcept nogil:
 
 
 cdef double first_exponent(const Row *row, const real *x, Py_ssize_t n) noexcept nogil:
-    """A reference for blocks beside the first element that is neither masked nor huge; NaN where
-    there is none."""
+    """A reference for blocks beside the first element that is neither masked nor huge: any nearby
+    exponent will do, and this one is at hand.  NaN where there is none."""
     cdef double exponent
     cdef Py_ssize_t i
     for i in range(n):
@@ -308,6 +308,25 @@ cdef double first_exponent(const Row *row, const real *x, Py_ssize_t n) noexcept
         if fabs(exponent) < exponent_limit(<real> row.scale):
             return exponent
     return NAN
+
+
+cdef bint block_without(
+    const Row *row, const real *x, Py_ssize_t start, Py_ssize_t count, real *terms, double *ref,
+    Sum *part
+) noexcept nogil:
+    """A block's sum without row.skip, which lies in it; also a reference, unless there is one.
+    False: the fast loop cannot do it."""
+    cdef Lanes lanes
+    cdef double exponent = ref[0]
+    cdef real scale = <real> row.scale
+    if exponent != exponent:
+        exponent = first_exponent(row, x, count)
+    if row.tops != NULL or exponent != exponent or not block_terms(
+            x, ahead_of(row, start), terms, count, exponent, FAST, scale, part, &lanes):
+        return False
+    ref[0] = exponent
+    leave_out(x, count, row.skip - start, exponent, scale, &lanes, part)
+    return True
 
 
 cdef void sum_terms(
@@ -337,33 +356,33 @@ cdef void sum_terms(
         count = stop - i if stop - i < block else block
         x = read(row, i, count, buffer)
         skipping = i <= row.skip < i + count
-        if skipping:
-            if x != buffer:
-                prefetch_lines(<const char *> (x + count), count * sizeof(real))
-                memcpy(buffer, x, count * sizeof(real))
-            buffer[row.skip - i] = <real> -INFINITY
-            x = buffer
-        if row.tops != NULL:
-            block_max(x, count, tops_of(row, i, x))
-        if ref != ref:
-            # Any nearby exponent will do as the reference; the first element's is at hand.
-            ref = first_exponent(row, x, count)
         kept = row.blocks + i // block if row.blocks != NULL else NULL
         to = NULL
         if terms != NULL:
             to = term_buffer if <const real *> terms + i == x else terms + i
         clear(&part)
-        here = speed if ref == ref else CAREFUL
-        if skipping and here == FAST:
-            here = SINKING
-        while here < CAREFUL and not block_terms(
-                x, ahead_of(row, i), to, count, ref, here, scale, &part,
-                &kept.lanes if kept != NULL else NULL):
-            here += 1
-        if here == CAREFUL and anchored:
-            block_clamped_terms(x, to, count, ref, scale, <real> row.shift, &part)
-        elif here == CAREFUL:
-            careful_terms(x, to, count, scale, &part)
+        here = speed
+        if (not skipping or speed != FAST or kept != NULL
+                or not block_without(row, x, i, count, to, &ref, &part)):
+            if skipping:
+                if x != buffer:
+                    memcpy(buffer, x, count * sizeof(real))
+                buffer[row.skip - i] = <real> -INFINITY
+                x = buffer
+                here = SINKING if speed == FAST else speed
+            if row.tops != NULL:
+                block_max(x, count, tops_of(row, i, x))
+            if ref != ref:
+                ref = first_exponent(row, x, count)
+            here = here if ref == ref else CAREFUL
+            while here < CAREFUL and not block_terms(
+                    x, ahead_of(row, i), to, count, ref, here, scale, &part,
+                    &kept.lanes if kept != NULL else NULL):
+                here += 1
+            if here == CAREFUL and anchored:
+                block_clamped_terms(x, to, count, ref, scale, <real> row.shift, &part)
+            elif here == CAREFUL:
+                careful_terms(x, to, count, scale, &part)
         if ref == ref and not skipping:
             speed = here  # for the rest of the chunk: such elements come in company
         if terms != NULL:

@@ -7,9 +7,14 @@
 # are left to _rows.pxi.
 
 cdef enum:
-    TILE = 16  # rows
     FEW_ROWS = 4  # fewer take longer as a tile than one by one
-    SHORT = 128  # elements of the longest row in float: a tile of them, and its sums, fit in L1
+    # Bytes of the longest rows that are computed so. Longer ones are as fast one by one: the sooner
+    # the less a row costs beside its exponentials.
+    SHORT_SOFTMAX = 640
+    SHORT_LOG_SOFTMAX = 800
+    SHORT_BYTES = 1024  # logsumexp, cross-entropy, and whatever would be gathered
+    TILE_BYTES = SHORT_BYTES * TILE
+    PIECE = 64  # elements of a row that are transposed at a time
 
 
 ctypedef struct Tile:
@@ -36,11 +41,14 @@ ctypedef struct Scales:
 
 
 cdef inline bint is_short(const Call *call, const real *unused) noexcept nogil:
+    cdef Py_ssize_t row = call.n * sizeof(real)
+    if call.operation == SOFTMAX:
+        return row <= SHORT_SOFTMAX
+    if call.scales != NULL:
+        return False
     return (
-        call.n * sizeof(real) <= SHORT * sizeof(float)
-        and (call.operation == SOFTMAX
-             or (call.operation == LOG_SOFTMAX or call.operation == LOGSUMEXP)
-             and call.scales == NULL))
+        call.operation == LOG_SOFTMAX and row <= SHORT_LOG_SOFTMAX
+        or call.operation == LOGSUMEXP and row <= SHORT_BYTES)
 
 
 cdef inline void tile_terms(
@@ -91,7 +99,8 @@ cdef inline void larger_of(
 
 cdef void tile_largest(const real *tile, Py_ssize_t n, real *largest) noexcept nogil:
     """The largest element of each row, as a tree: its loops are long enough to be vectorised."""
-    cdef real found[SHORT * TILE]
+    cdef char space[TILE_BYTES + LINE_BYTES]
+    cdef real *found = <real *> aligned(space)
     cdef Py_ssize_t half = n // 2, rest = n - half
     if n > 1:
         larger_of(tile, tile + rest * TILE, half * TILE, found)
@@ -103,11 +112,26 @@ cdef void tile_largest(const real *tile, Py_ssize_t n, real *largest) noexcept n
     memcpy(largest, found, TILE * sizeof(real))
 
 
+cdef inline void collapse_tile(
+    double *total, double *error, Py_ssize_t lanes, const real *unused
+) noexcept nogil:
+    """collapse() of each row's lanes."""
+    cdef Py_ssize_t i, half = LANES // 2
+    while half >= 1:
+        for i in range(TILE * (lanes - half if lanes < 2 * half else half)):
+            if real is float:
+                total[i] += total[half * TILE + i]
+            else:
+                two_sum(&total[i], &error[i], total[half * TILE + i])
+                error[i] += error[half * TILE + i]
+        half //= 2
+
+
 cdef void tile_sums(
     const real *tile, Py_ssize_t n, double *total, double *error
 ) noexcept nogil:
-    """Add the terms of each row up in LANES lanes, and those as collapse() does."""
-    cdef Py_ssize_t k = 0, i, half = LANES // 2, count, pairs, lanes = n if n < LANES else LANES
+    """Add the terms of each row up in LANES lanes, and those."""
+    cdef Py_ssize_t k = 0, i, count, pairs
     while k < n:
         count = TILE * (n - k if n - k < LANES else LANES)
         pairs = TILE * (0 if n - k < LANES else n - k - LANES if n - k < STEP else LANES)
@@ -125,14 +149,7 @@ cdef void tile_sums(
             for i in range(pairs, count):
                 accumulate(&total[i], &error[i], tile[k * TILE + i])
         k += STEP
-    while half >= 1:
-        for i in range(TILE * (lanes - half if lanes < 2 * half else half)):
-            if real is float:
-                total[i] += total[half * TILE + i]
-            else:
-                two_sum(&total[i], &error[i], total[half * TILE + i])
-                error[i] += error[half * TILE + i]
-        half //= 2
+    collapse_tile(total, error, n if n < LANES else LANES, tile)
 
 
 cdef inline void normalise_each(double *high, double *low, double *exponent) noexcept nogil:
@@ -159,17 +176,15 @@ cdef inline void tile_terms_at(
         tile_terms(tile, n, magic, False, bottom, floor, False, scale, extreme, low, high)
 
 
-cdef void reduce_tile(
+cdef void find_terms(
     real *tile, Py_ssize_t n, const real *beside, bint sinking, const Scales *scales, Tile *out
 ) noexcept nogil:
-    """The elements become terms; the sum of each row, as reduce() gives it.  The reference is an
-    exponent near that of `beside`: an element of each row, where `sinking` the largest."""
+    """The elements become terms; what a Tile has beside the sums.  The reference is an exponent
+    near that of `beside`: an element of each row, where `sinking` the largest."""
     cdef real magic[TILE]
     cdef real bottom[TILE]
     cdef real floor[TILE]
     cdef real scale[TILE]
-    cdef double total[LANES * TILE]
-    cdef double error[LANES * TILE]
     cdef int32_t low32[TILE]
     cdef int32_t high32[TILE]
     cdef int64_t low64[TILE]
@@ -199,21 +214,37 @@ cdef void reduce_tile(
             tile, n, magic, sinking, bottom, floor, scales.given, scale, <int64_t> INT64_MAX, low64,
             high64)
         range_limits(term_ref(0, tile), tile, &lowest64, &highest64)
-    tile_sums(<const real *> tile, n, total, error)
     for r in range(TILE):
         if real is float:
             memcpy(&t, &high32[r], 4)
             out.in_range[r] &= (low32[r] >= lowest32) & (high32[r] <= highest32)
-            out.low[r] = 0
         else:
             memcpy(&t, &high64[r], 8)
             out.in_range[r] &= (low64[r] >= lowest64) & (high64[r] <= highest64)
-            out.low[r] = error[r]
-        out.high[r] = total[r]
-        out.exponent[r] = out.ref[r]
         out.top[r] = <double> (t - magic[r])
         # needs_maximum()
         out.in_range[r] &= fabs(out.top[r]) <= limit - 1
+
+
+cdef void add_terms(const real *tile, Py_ssize_t n, Tile *out) noexcept nogil:
+    """The sums of a Tile, not normalised."""
+    cdef double total[LANES * TILE]
+    cdef double error[LANES * TILE]
+    cdef Py_ssize_t r
+    tile_sums(tile, n, total, error)
+    for r in range(TILE):
+        out.high[r] = total[r]
+        out.low[r] = 0 if real is float else error[r]
+        out.exponent[r] = out.ref[r]
+
+
+cdef void reduce_tile(
+    real *tile, Py_ssize_t n, const real *beside, bint sinking, const Scales *scales, Tile *out
+) noexcept nogil:
+    """The elements become terms, as find_terms() has it; the sum of each row, as reduce() gives
+    it."""
+    find_terms(tile, n, beside, sinking, scales, out)
+    add_terms(<const real *> tile, n, out)
     normalise_each(out.high, out.low, out.exponent)
 
 
@@ -227,6 +258,24 @@ cdef inline Sum sum_of(const Tile *found, Py_ssize_t r) noexcept nogil:
     return sum
 
 
+cdef void transpose(
+    const real *rows, Py_ssize_t stride, Py_ssize_t n, real *tile
+) noexcept nogil:
+    """A tile of rows that are `stride` elements apart.
+
+    Piece by piece, into a copy that no other pointer leads to: that is done in vectors.
+    """
+    cdef real copy[PIECE * TILE]
+    cdef Py_ssize_t k, r, start = 0, count
+    while start < n:
+        count = n - start if n - start < PIECE else PIECE
+        for k in range(count):
+            for r in range(TILE):
+                copy[k * TILE + r] = rows[r * stride + start + k]
+        memcpy(tile + start * TILE, copy, count * TILE * sizeof(real))
+        start += count
+
+
 cdef inline bint is_plain(const Call *call) noexcept nogil:
     return call.x.direct and call.mask == NULL and call.scales == NULL
 
@@ -235,8 +284,9 @@ cdef void read_into_tile(
     const Call *call, Row *row, Py_ssize_t start, Py_ssize_t count, real *tile, Scales *scales
 ) noexcept nogil:
     """into_tile() of rows that have to be gathered, converted or edited first."""
-    cdef real rows[SHORT * TILE]
-    cdef Py_ssize_t n = call.n, r, k
+    cdef char space[TILE_BYTES + LINE_BYTES]
+    cdef real *rows = <real *> aligned(space)
+    cdef Py_ssize_t n = call.n, r
     cdef const real *x
     for r in range(count):
         place(call, row, start + r)
@@ -247,34 +297,33 @@ cdef void read_into_tile(
     for r in range(count, TILE):
         memcpy(rows + r * n, rows, n * sizeof(real))
         scales.of_row[r] = scales.of_row[0]
-    for k in range(n):
-        for r in range(TILE):
-            tile[k * TILE + r] = rows[r * n + k]
+    transpose(<const real *> rows, n, n, tile)
+
+
+cdef void load_plain(
+    const Operand *x, Py_ssize_t n, Py_ssize_t start, Py_ssize_t count, real *tile
+) noexcept nogil:
+    """Rows start ... start + count, which lie as the loops want them; the first one again for those
+    that a tile has besides."""
+    cdef Py_ssize_t k, r, stride = x.rows.strides[0]
+    cdef const real *place = <const real *> row_of(x, start)
+    if count == TILE and x.rows.ndim == 1 and stride % sizeof(real) == 0:
+        transpose(place, stride // <Py_ssize_t> sizeof(real), n, tile)
+        return
+    for r in range(TILE):
+        place = <const real *> row_of(x, start + (r if r < count else 0))
+        for k in range(n):
+            tile[k * TILE + r] = place[k]
 
 
 cdef void into_tile(
     const Call *call, Row *row, Py_ssize_t start, Py_ssize_t count, real *tile, Scales *scales
 ) noexcept nogil:
-    """Rows start ... start + count; the first one again for those that a tile has besides."""
-    cdef Py_ssize_t n = call.n, r, k, stride = call.x.rows.strides[0]
-    cdef const real *x = <const real *> row_of(call.x, start)
-    cdef real copy[SHORT * TILE]
-    if not is_plain(call):
+    """Rows start ... start + count, and their scales."""
+    if is_plain(call):
+        load_plain(call.x, call.n, start, count, tile)
+    else:
         read_into_tile(call, row, start, count, tile, scales)
-        return
-    if count == TILE and call.x.rows.ndim == 1 and stride % sizeof(real) == 0:
-        # Rows equally far apart, and a copy that no other pointer leads to: this is transposed in
-        # vectors.
-        stride //= <Py_ssize_t> sizeof(real)
-        for k in range(n):
-            for r in range(TILE):
-                copy[k * TILE + r] = x[r * stride + k]
-        memcpy(tile, copy, n * TILE * sizeof(real))
-        return
-    for r in range(TILE):
-        x = <const real *> row_of(call.x, start + (r if r < count else 0))
-        for k in range(n):
-            tile[k * TILE + r] = x[k]
 
 
 cdef inline void out_of_tile(
@@ -290,15 +339,16 @@ cdef inline void out_of_tile(
 
 
 cdef inline void write_row(
-    const Call *call, const real *tile, Py_ssize_t r, Py_ssize_t index
+    const Operand *y, const real *tile, Py_ssize_t n, Py_ssize_t r, Py_ssize_t index
 ) noexcept nogil:
     """Row r of the tile becomes row number `index` of y."""
-    cdef real buffer[SHORT]
-    if call.y.direct:
-        out_of_tile(tile, call.n, r, <real *> row_of(call.y, index))
+    cdef char space[SHORT_BYTES + LINE_BYTES]
+    cdef real *buffer = <real *> aligned(space)
+    if y.direct:
+        out_of_tile(tile, n, r, <real *> row_of(y, index))
     else:
-        out_of_tile(tile, call.n, r, buffer)
-        store(call.y, row_of(call.y, index), 0, call.n, <const real *> buffer)
+        out_of_tile(tile, n, r, buffer)
+        store(y, row_of(y, index), 0, n, <const real *> buffer)
 
 
 cdef void softmax_tile(
@@ -328,7 +378,7 @@ cdef void softmax_tile(
             tile[k * TILE + r] = times_pair(tile[k * TILE + r], scale[r], scale_low[r])
     for r in range(count):
         if found.in_range[r]:
-            write_row(call, <const real *> tile, r, start + r)
+            write_row(call.y, <const real *> tile, call.n, r, start + r)
         else:
             run_row(call, row, start + r, NULL, tile)
 
@@ -441,7 +491,7 @@ cdef void log_softmax_tile(
         if not found.in_range[r]:
             run_row(call, row, start + r, NULL, tile)
         elif logs.whole[r]:
-            write_row(call, <const real *> tile, r, start + r)
+            write_row(call.y, <const real *> tile, call.n, r, start + r)
         else:
             place(call, row, start + r)
             begin(row)
@@ -453,7 +503,8 @@ cdef void run_short(
     const Call *call, Row *row, Py_ssize_t first, Py_ssize_t last, real *unused
 ) noexcept nogil:
     """run_rows() for short ones."""
-    cdef real tile[SHORT * TILE]
+    cdef char space[TILE_BYTES + LINE_BYTES]
+    cdef real *tile = <real *> aligned(space)
     cdef real largest[TILE]
     cdef real *beside
     cdef Scales scales

@@ -252,12 +252,89 @@ cdef Sum sum_others(const Row *row, Total *logits, real *unused) noexcept nogil:
     return total
 
 
+ctypedef struct Weights:
+    # Of rows, one in each place.
+    double loss[TILE]
+    double share[TILE]     # of the others in the sum
+    double high[TILE]      # the sum, normalised
+    double low[TILE]
+    double exponent[TILE]
+    int64_t whole[TILE]    # else weigh() has to do the row
+
+
+cdef inline void weigh_each(
+    Py_ssize_t count, const double *others, const double *others_low,
+    const double *others_exponent, const double *logit, Weights *out
+) noexcept nogil:
+    """Loss, share and sum from the others' sums, normalised, and the labels' logits, of up to TILE
+    rows.
+
+    Without branches and a library's functions: a tile of rows, and one row alone, take it.  In
+    loops as short as these gcc finds nothing to specialise, and vectorises them.
+    """
+    cdef double magic, less_1, inverse, value, high, low, share, factor, sum_high, sum_low, near
+    cdef double label[TILE]
+    cdef double label_low[TILE]
+    cdef double n[TILE]
+    cdef double k[TILE]
+    cdef double ratio[TILE]
+    cdef double log_high[TILE]
+    cdef double log_low[TILE]
+    cdef double above[TILE]
+    cdef double below[TILE]
+    cdef Py_ssize_t i
+    set_magic(0, &magic)
+    for i in range(count):
+        # exp(logit) = (label + label_low) * 2**n
+        n[i] = rounded(logit[i], magic) - magic
+        less_1 = polynomial_less_1(reduced(logit[i], n[i]))
+        label[i] = 1 + less_1
+        label_low[i] = (1 - label[i]) + less_1
+    for i in range(count):
+        # The others are others * 2**(n + k).
+        k[i] = others_exponent[i] - n[i]
+        above[i] = k[i] if k[i] > 0 else 0
+        below[i] = k[i] - above[i]
+        out.whole[i] = 1 if fabs(k[i]) < 900 else 0  # else times_power() leaves its range
+    for i in range(count):
+        # R
+        inverse = 1 / label[i]
+        value = others[i] * inverse
+        value += inverse * (
+            fma(-value, label[i], others[i]) + (others_low[i] - value * label_low[i]))
+        ratio[i] = value * times_power(1.0, magic + k[i])
+    for i in range(count):
+        # The sum, relative to the larger exponent.
+        factor = times_power(1.0, magic + below[i])
+        value = times_power(1.0, magic - above[i])
+        sum_in_two(others[i] * factor, label[i] * value, &high, &low)
+        low += others_low[i] * factor + label_low[i] * value
+        out.exponent[i] = n[i] + above[i] + normal_form(&high, &low)
+        out.high[i] = high
+        out.low[i] = low
+    for i in range(count):
+        # The share, by 1 / sum as invert() has it.
+        inverse = 1 / out.high[i]
+        low = inverse * (fma(-inverse, out.high[i], 1.0) - inverse * out.low[i])
+        share = others[i] * inverse
+        share += fma(others[i], inverse, -share) + (others[i] * low + others_low[i] * inverse)
+        out.share[i] = share * times_power(1.0, magic + ((n[i] + k[i]) - out.exponent[i]))
+    for i in range(count):
+        log_of_sum(out.high[i], out.low[i], out.exponent[i], &sum_high, &sum_low)
+        log_high[i] = sum_high
+        log_low[i] = sum_low
+    for i in range(count):
+        # Where R is large, log1p_of() ends and log(sum) and the logit do not cancel.
+        near = log1p_of(ratio[i])
+        low = (log_high[i] - logit[i]) + log_low[i]
+        out.loss[i] = near if ratio[i] < 1.75 else low
+
+
 cdef void weigh(
     const Sum *others, double logit, double base, double *loss, double *share, int *share_exponent,
     Sum *total
 ) noexcept nogil:
-    """Loss, share * 2**share_exponent of the others in the sum, and the sum, from the others and
-    the label's logit.
+    """weigh_each() of one row for any numbers; the share is share * 2**share_exponent.
 
     `base` is an exponent near the logit's; exp(logit) = exp(reduced) * 2**base.
     """
@@ -302,6 +379,7 @@ cdef void cross_entropy_row(
     cdef real element
     cdef double logit, maximum, base
     cdef Sum others, total
+    cdef Weights found
     loss[0] = NAN
     share[0] = NAN
     share_exponent[0] = 0
@@ -325,6 +403,17 @@ cdef void cross_entropy_row(
         others = reduce(row, REDUCE_SUMEXP, unused)
         logit -= row.shift
         base = row.base
+    else:
+        weigh_each(1, &others.high, &others.low, &others.exponent, &logit, &found)
+        if found.whole[0]:
+            loss[0] = found.loss[0]
+            share[0] = found.share[0]
+            clear(&total)
+            total.high = found.high[0]
+            total.low = found.low[0]
+            total.exponent = found.exponent[0]
+            invert(row, &total)
+            return
     weigh(&others, logit, base, loss, share, share_exponent, &total)
     invert(row, &total)
 
@@ -459,15 +548,20 @@ cdef void training_row(
     write_gradient(row, &slope, <const real *> unused)
 
 
+cdef inline bint takes_tiles(const Training *call, Py_ssize_t itemsize) noexcept nogil:
+    return call.n * itemsize <= SHORT_BYTES and not call.inside
+
+
 cdef Py_ssize_t training_bytes(const Training *call, Py_ssize_t itemsize) noexcept nogil:
     """The workspace of one thread."""
     cdef Py_ssize_t n_chunks = (call.n - 1) // chunk_length(call.n) + 1
     cdef Py_ssize_t bytes = n_chunks * (sizeof(Sum) + sizeof(Total) + sizeof(double))
-    if call.keep:
-        bytes += (call.n * itemsize // BLOCK_BYTES + 1) * sizeof(double)
+    bytes += (call.n * itemsize // BLOCK_BYTES + 1) * sizeof(double)
     if call.scratch:
         bytes += call.n * itemsize
-    return bytes + 2 * LINE_BYTES
+    if takes_tiles(call, itemsize):
+        bytes += TILE_BYTES
+    return bytes + 3 * LINE_BYTES
 
 
 cdef void run_training(
@@ -495,6 +589,10 @@ cdef void run_training(
     logits = <Total *> (row.partials + n_chunks)
     row.largest = <double *> (logits + n_chunks)
     row.refs = row.largest + n_chunks
+    if takes_tiles(call, sizeof(real)):
+        free_space = <char *> aligned(row.refs + (call.n * sizeof(real) // BLOCK_BYTES + 1))
+        run_short_training(call, &row, logits, first, last, <real *> free_space)
+        return
     for index in range(first, last):
         training_row(call, &row, logits, index, unused)
 
@@ -712,96 +810,6 @@ cdef void backward_row(Backward *row, const real *unused) noexcept nogil:
     run_backward_pass(row, False, unused)
 
 
-# Short rows of softmax: a tile of them at a time, as in _short.pxi, with the bits of rows alone.
-
-cdef inline bint lies_beside(
-    const Operand *array, Py_ssize_t start, const real *unused
-) noexcept nogil:
-    """Whether rows start ... start + TILE lie side by side, columns of a matrix."""
-    cdef int last = array.rows.ndim - 1
-    return (array.kind == native_kind(unused) and array.line.ndim == 1 and last >= 0
-            and array.rows.strides[last] == sizeof(real)
-            and start % array.rows.shape[last] + TILE <= array.rows.shape[last])
-
-
-cdef void load_tile(
-    const Operand *array, Py_ssize_t n, Py_ssize_t start, Py_ssize_t count, real *tile
-) noexcept nogil:
-    """Rows start ... start + count; the first one again for those that a tile has besides."""
-    cdef real rows[SHORT * TILE]
-    cdef Py_ssize_t r, k
-    cdef const real *x
-    cdef const char *place = row_of(array, start)
-    if count == TILE and lies_beside(array, start, tile):
-        for k in range(n):
-            memcpy(tile + k * TILE, place + k * array.line.strides[0], TILE * sizeof(real))
-        return
-    for r in range(TILE):
-        x = load(array, row_of(array, start + (r if r < count else 0)), 0, n, rows + r * n)
-        if x != rows + r * n:
-            memcpy(rows + r * n, x, n * sizeof(real))
-    for k in range(n):
-        for r in range(TILE):
-            tile[k * TILE + r] = rows[r * n + k]
-
-
-cdef void store_tile(
-    const Operand *array, Py_ssize_t n, Py_ssize_t start, Py_ssize_t count, const real *tile
-) noexcept nogil:
-    cdef real row[SHORT]
-    cdef Py_ssize_t r, k
-    cdef char *place = row_of(array, start)
-    if count == TILE and lies_beside(array, start, tile):
-        for k in range(n):
-            memcpy(place + k * array.line.strides[0], tile + k * TILE, TILE * sizeof(real))
-        return
-    for r in range(count):
-        if array.direct:
-            out_of_tile(tile, n, r, <real *> row_of(array, start + r))
-        else:
-            out_of_tile(tile, n, r, row)
-            store(array, row_of(array, start + r), 0, n, <const real *> row)
-
-
-cdef void softmax_backward_tile(
-    const Backward *call, Py_ssize_t start, Py_ssize_t count, const real *unused
-) noexcept nogil:
-    """backward_row() of rows start ... start + count."""
-    cdef real y[SHORT * TILE]
-    cdef real g[SHORT * TILE]
-    cdef double total[LANES * TILE]
-    cdef double error[LANES * TILE]
-    cdef real high[TILE]
-    cdef real low[TILE]
-    cdef Py_ssize_t n = call.n, k, r, i, lane, half = LANES // 2
-    load_tile(call.y, n, start, count, y)
-    load_tile(call.g, n, start, count, g)
-    memset(total, 0, sizeof(total))
-    memset(error, 0, sizeof(error))
-    for k in range(n):
-        lane = k % LANES * TILE
-        for r in range(TILE):
-            add_product(
-                &total[lane + r], &error[lane + r], g[k * TILE + r], y[k * TILE + r], True)
-    while half >= 1:  # as collapse()
-        for i in range(half * TILE):
-            if real is float:
-                total[i] += total[half * TILE + i]
-            else:
-                two_sum(&total[i], &error[i], total[half * TILE + i])
-                error[i] += error[half * TILE + i]
-        half //= 2
-    for r in range(TILE):  # as backward_row()
-        high[r] = <real> total[r]
-        low[r] = 0
-        if fabs(high[r]) < INFINITY:
-            low[r] = <real> ((total[r] - high[r]) + (error[r] if real is double else 0))
-    for k in range(n):
-        for r in range(TILE):
-            y[k * TILE + r] = y[k * TILE + r] * ((g[k * TILE + r] - high[r]) - low[r])
-    store_tile(call.out, n, start, count, <const real *> y)
-
-
 cdef void run_backward(
     const Backward *call, Py_ssize_t first, Py_ssize_t last, char *workspace, const real *unused
 ) noexcept nogil:
@@ -810,7 +818,7 @@ cdef void run_backward(
     cdef Backward row = call[0]
     row.partials = <Total *> workspace
     # Transposing pays for the shortest rows, and for those that would be gathered.
-    if (not call.logarithm and call.n * sizeof(real) <= SHORT * sizeof(float)
+    if (call.n * <Py_ssize_t> sizeof(real) <= SHORT_BYTES and not call.logarithm
             and (call.n <= LANES or not call.y.direct)):
         index = first
         while index < last:

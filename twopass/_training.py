@@ -15,6 +15,8 @@ from twopass._threads import check, thread_count
 from twopass.passes import ALGORITHMS
 
 _REDUCTIONS = ("mean", "sum", "none")
+_ONE = np.ones(1)
+_ONE.flags.writeable = False
 
 
 def cross_entropy(
@@ -35,8 +37,8 @@ def cross_entropy(
     labels : array_like of ints
         Shape of `logits` without `axis`; each from 0 to ``C - 1``, or `ignore_index`.
     axis : int, optional
-        The classes' axis. Default: the last one, which is the fast one if contiguous; rows along
-        others are gathered, which is slower.
+        The classes' axis. Default: the last one, which is the fast one if contiguous; rows of more
+        than 256 float32 or 128 float64 classes along others are gathered, which is slower.
     reduction : {"mean", "sum", "none"}, optional
         Mean over the rows that are not ignored, their sum, or each row's loss.
     label_smoothing : float, optional
@@ -77,7 +79,7 @@ def cross_entropy(
     The label's term is left out of the sum: with ``R = sum of the others' exp / exp(x[l])`` the
     loss is ``log1p(R)``, accurate also where the label's probability is 1 in the format. Without
     smoothing the largest relative error found for a row's loss, where ``|x| <= 1000``, is
-    ``1.0 * 2**-23`` (float32; 1.2 on x86-64-v2) and ``1.5 * 2**-52`` (float64). Smoothing adds
+    ``1.2 * 2**-23`` (float32) and ``1.7 * 2**-52`` (float64; 2.0 on x86-64-v2). Smoothing adds
     numbers of both signs: with it the errors found are 0.5 and 1.5 of these units times the larger
     of the loss and of ``m / 2**29`` (float32) or ``m`` (float64), `m` the largest magnitude of a
     logit. Means and sums add the rows' losses in double, compensated, and round once.
@@ -143,8 +145,8 @@ def cross_entropy_gradient(
 
     The label's element is computed as ``-R / (1 + R)`` (see `cross_entropy`), so it is right where
     the label's probability is 1 in the format. Without smoothing the largest relative error found,
-    where ``|x| <= 1000``, is ``1.5 * 2**-23`` (float32) and ``1.7 * 2**-52`` (float64), on
-    x86-64-v2 2.0 and 2.2, for elements at or above the smallest normal number; those below are 0.
+    where ``|x| <= 1000``, is ``1.9 * 2**-23`` (float32) and ``2.0 * 2**-52`` (float64), on
+    x86-64-v2 2.1 and 2.4, for elements at or above the smallest normal number; those below are 0.
     With smoothing it is 1.6 and 1.5 (1.8 and 2.1) of these units times the larger of the softmax,
     at the label 1, and ``s / C``, times the scale.
 
@@ -212,8 +214,8 @@ def softmax_backward(y, grad_output, axis=-1, *, out=None, n_threads=None):
         the two.
     axis : int, tuple of ints or None, optional
         The softmax's axis or axes (None: all). Default: the last one, which is the fast one if
-        contiguous; rows along others are gathered, which is slower, for softmax from 128 float32 or
-        64 float64 elements on.
+        contiguous; rows along others are gathered, which is slower, for softmax from 256 float32 or
+        128 float64 elements on.
     out : ndarray, optional
         Where to put the result; shape of `y`, dtype of the result. May be `grad_output` or `y`:
         then the call works in place. What it overlaps otherwise is copied first.
@@ -305,6 +307,13 @@ def _one_axis(axis, ndim: int) -> int:
     if not -ndim <= number < ndim:
         raise np.exceptions.AxisError(number, ndim)
     return number % ndim
+
+
+def _last(array: np.ndarray, axis: int) -> np.ndarray:
+    """`array` with that axis the last one."""
+    if axis == array.ndim - 1:
+        return array
+    return array.transpose([i for i in range(array.ndim) if i != axis] + [axis])
 
 
 def _options(reduction, label_smoothing, ignore_index) -> tuple[float, int]:
@@ -438,7 +447,7 @@ def _loss_and_gradient(
     shape = x.shape[:axis] + x.shape[axis + 1 :]
     labels, used = _labels(labels, shape, classes, ignored)
     n_rows = math.prod(shape)
-    result, scales = None, np.ones(1)
+    result, scales = None, _ONE
     if gradient:
         scales = _scales(grad_output, reduction, shape, used)
         result, (x,) = _output(out, x.shape, dtype, [x])
@@ -447,8 +456,8 @@ def _loss_and_gradient(
     losses = np.empty(n_rows)
     total = 0.0
     if n_rows:
-        rows = np.moveaxis(x, axis, -1)
-        slopes = None if result is None else np.moveaxis(result, axis, -1)
+        rows = _last(x, axis)
+        slopes = None if result is None else _last(result, axis)
         total = isa.kernels().compute.cross_entropy(
             rows, labels, losses, slopes, scales, n_rows, classes, ignored, smoothing,
             *_loss_plan(x, n_rows, classes, slopes, n_threads),
