@@ -110,6 +110,7 @@ cdef void gradient_tile(
     cdef double slope, size, exponent, factor, inverse, rest, scaled, smoothing = call.smoothing
     cdef double magic, least = power(smallest_exponent(tile) - lowest(tile) + 2)
     cdef double most = power(highest(tile))
+    cdef double smallest = power(-HIGHEST_SCALE), largest = power(HIGHEST_SCALE)
     cdef double normal = power(smallest_exponent(tile) - lowest(tile) + 1)
     cdef real value
     cdef Py_ssize_t k, r, n = call.n
@@ -118,8 +119,7 @@ cdef void gradient_tile(
         slope = call.scales[(start + (r if r < count else 0)) * call.scale_step]
         size = fabs(slope)
         exponent = refs[r] - found.exponent[r]
-        good[r] &= (size >= power(-HIGHEST_SCALE)) & (size < power(HIGHEST_SCALE)) & (
-            fabs(exponent) < 1000)
+        good[r] &= (size >= smallest) & (size < largest) & (exponent > -1000) & (exponent < 1000)
         inverse = 1 / found.high[r]  # as invert() and fold_scale()
         rest = inverse * (fma(-inverse, found.high[r], 1.0) - inverse * found.low[r])
         scaled = inverse * size
