@@ -348,6 +348,12 @@ def test_scales_out_of_the_ordinary(level, dtype, rng):
         )  # fmt: skip
     for scale in (np.nan, np.inf):
         assert not np.isfinite(twopass.cross_entropy_gradient(x, [7], grad_output=scale)).any()
+    for given in (x, rng.normal(0, 3, (20, 30)).astype(dtype)):
+        labels = np.full(len(given), 7)
+        for scale in (np.inf, -np.inf):
+            gradient = twopass.cross_entropy_gradient(given, labels, grad_output=scale)
+            expected = twopass.cross_entropy_gradient(given, labels) * dtype.type(scale)
+            np.testing.assert_array_equal(gradient, expected)
 
 
 # The same bits ----------------------------------------------------------------------------------

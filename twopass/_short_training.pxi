@@ -132,7 +132,7 @@ cdef void gradient_tile(
         scale[r] = <real> (scale[r] * factor)
         scale_low[r] = <real> (scale_low[r] * factor)
         sign[r] = <real> copysign(1, slope)
-        offset[r] = normal_or_zero(slope * (smoothing / n), tile)
+        offset[r] = normal_or_zero(slope * (smoothing / n) if smoothing > 0 else 0.0, tile)
         at_label[r] = normal_or_zero(
             slope * ((smoothing - found.share[r]) - smoothing / n), tile)
         ignored[r] = <real> labels.ignored[r]

@@ -535,7 +535,7 @@ cdef void training_row(
         return
     if not slope.filled:
         scale = call.scales[index * call.scale_step]
-        slope.offset = scale * (smoothing / row.n)
+        slope.offset = scale * (smoothing / row.n) if smoothing > 0 else 0  # else inf * 0
         if smoothing == 0 and share_exponent != 0:
             slope.at_label = ldexp(-scale * 0.125 * share, share_exponent + 3)
         else:
