@@ -296,8 +296,8 @@ cdef inline void sum_steps(
     real bottom, real floor, bint scaling, real scale, bits *low, bits *high, double *total,
     double *error
 ) noexcept nogil:
-    """Add the terms of n elements, a whole number of steps, to the lanes' totals; they are kept in
-    `to` unless that is NULL.
+    """Sum the terms of n elements, a whole number of steps, in lanes; they are kept in `to` unless
+    that is NULL.
 
     Of a loop that wrote to `to` the compiler could not tell that x and the lanes are elsewhere: a
     step of terms is complete before it is copied there, a vector at a time.
@@ -314,8 +314,8 @@ cdef inline void sum_steps(
         least[j] = low[0]
         most[j] = high[0]
     for j in range(LANES):
-        sums[j] = total[j]
-        errors[j] = error[j]
+        sums[j] = 0
+        errors[j] = 0
     while k < n:
         prefetch_far_lines(ahead + k * sizeof(real), STEP * sizeof(real))
         for i in range(LANES * sizeof(real) // VECTOR_BYTES):
@@ -351,7 +351,9 @@ cdef inline void sum_steps(
         high[0] = most[j] if most[j] > high[0] else high[0]
     for j in range(LANES):
         total[j] = sums[j]
-        error[j] = errors[j]
+    if real is double:  # of float terms there are none
+        for j in range(LANES):
+            error[j] = errors[j]
 
 
 cdef inline void pad_step(const real *x, Py_ssize_t n, real *pad) noexcept nogil:
@@ -389,31 +391,32 @@ cdef inline void block_segments(
             x, ahead, to, n, magic, sinking, bottom, floor, scaling, scale, factor, factor_low,
             low, high)
         return
-    if not mapping:
-        if to == NULL:
-            sum_steps(
-                x, ahead, <real *> NULL, whole, magic, sinking, bottom, floor, scaling, scale, low,
-                high, total, error)
-        else:
-            sum_steps(
-                x, ahead, to, whole, magic, sinking, bottom, floor, scaling, scale, low, high,
-                total, error)
-        k = whole
-    while k < whole:
-        count = whole - k if whole - k < SEGMENT else SEGMENT
-        prefetch_far_lines(ahead + k * sizeof(real), count * sizeof(real))
-        segment(
-            x + k, to + k, count, magic, sinking, bottom, floor, scaling, scale, mapping, factor,
-            factor_low, low, high)
-        k += count
-    if k < n:
-        pad_step(x + k, n - k, pad)
+    # The last step first: its chain of operations goes on beside the loop's.
+    if whole < n:
+        pad_step(x + whole, n - whole, pad)
         segment(
             <const real *> pad, padded, STEP, magic, sinking, bottom, floor, scaling, scale,
             mapping, factor, factor_low, low, high)
-        unpad_step(padded, n - k, to + k if to != NULL else NULL)
-        if not mapping:
-            add_lanes(<const real *> padded, STEP, total, error)
+        unpad_step(padded, n - whole, to + whole if to != NULL else NULL)
+    if mapping:
+        while k < whole:
+            count = whole - k if whole - k < SEGMENT else SEGMENT
+            prefetch_far_lines(ahead + k * sizeof(real), count * sizeof(real))
+            segment(
+                x + k, to + k, count, magic, sinking, bottom, floor, scaling, scale, mapping,
+                factor, factor_low, low, high)
+            k += count
+        return
+    if to == NULL:
+        sum_steps(
+            x, ahead, <real *> NULL, whole, magic, sinking, bottom, floor, scaling, scale, low,
+            high, total, error)
+    else:
+        sum_steps(
+            x, ahead, to, whole, magic, sinking, bottom, floor, scaling, scale, low, high, total,
+            error)
+    if whole < n:
+        add_lanes(<const real *> padded, STEP, total, error)
 
 
 cdef inline bint block_in_range(
@@ -436,9 +439,6 @@ cdef inline bint block_in_range(
         bottom = bottom / scale
         floor = floor / scale
     t = rounded_at(floor if sinking else x[0], magic, scaling, scale)
-    for j in range(LANES):
-        total[j] = 0
-        error[j] = 0
     if real is float:
         low32 = bits_of(t, low32)
         high32 = low32
@@ -456,7 +456,8 @@ cdef inline bint block_in_range(
     if not mapping:
         if lanes != NULL:
             memcpy(lanes.total, total, sizeof(total))
-            memcpy(lanes.error, error, sizeof(error))
+            if real is double:
+                memcpy(lanes.error, error, sizeof(error))
         collapse(total, error, sizeof(real) == 8, out)
         out.exponent = ref
         out.top = <double> (t - magic)

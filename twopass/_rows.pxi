@@ -715,6 +715,31 @@ cdef void softmax_from_sum(Row *row, const Sum *total, real *unused) noexcept no
         invert(row, total)
 
 
+cdef inline bint rescale_sum(Row *row, Sum *total, real *unused) noexcept nogil:
+    """y = terms / total, where sum_block() has them, in as few operations as an ordinary sum needs:
+    rows may be short.  False: it is not ordinary."""
+    cdef double exponent = 0
+    cdef real inverse, inverse_low
+    # So that rescales() would be true.
+    if (row.streaming or not row.y.direct or total.exponent != row.refs[0] or total.too_low
+            or not power(-highest(unused)) <= total.high
+            < power(lowest(unused) - smallest_exponent(unused) - 2)
+            or not fabs(total.top) < exponent_limit(<real> row.scale) - 1):
+        return False
+    if real is double:
+        settle(total)  # else a float's inverse has the same digits
+        exponent = row.refs[0] - total.exponent
+    invert(row, total)
+    inverse = <real> row.inverse
+    inverse_low = <real> (row.inverse - inverse + row.inverse_low)
+    if not folds(power(exponent), inverse_low):
+        return False
+    rescale_at(
+        <const real *> row.terms, <real *> row.y_row, row.n, True,
+        inverse * <real> power(exponent), inverse_low * <real> power(exponent), <real> 1, False)
+    return True
+
+
 cdef void softmax_row(Row *row, Algorithm algorithm, real *unused) noexcept nogil:
     """All four algorithms give the same bits: their sums have the same terms in the same order,
     and 1/sum times a term is rounded once in each."""
@@ -722,7 +747,12 @@ cdef void softmax_row(Row *row, Algorithm algorithm, real *unused) noexcept nogi
     cdef Sum total
     begin(row)
     if algorithm == TWO_PASS or algorithm == TWO_PASS_RELOAD:
-        total = reduce(row, REDUCE_STOREEXTEXP if keep else REDUCE_EXTEXP, unused)
+        if keep and row.n_chunks == 1 and sum_block(row, REDUCE_STOREEXTEXP, &total, unused):
+            if rescale_sum(row, &total, unused):
+                return
+            settle(&total)
+        else:
+            total = reduce(row, REDUCE_STOREEXTEXP if keep else REDUCE_EXTEXP, unused)
         softmax_from_sum(row, &total, unused)
         keep = keep and row.base != row.base  # else the terms kept are not those of the sum
     else:
