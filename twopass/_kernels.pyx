@@ -267,6 +267,7 @@ cdef void run_row(
 
 include "_short.pxi"
 include "_short_training.pxi"
+include "_groups.pxi"
 
 
 cdef void run_rows(
@@ -307,6 +308,9 @@ cdef void run_rows(
         lay_out(&choosing, call.n, <char *> row.refs, unused)
     if is_short(call, unused):
         run_short(call, &row, first, last, unused)
+        return
+    if in_groups(call, unused) and last - first >= FEW_ROWS:
+        run_groups(call, &row, first, last, unused)
         return
     for index in range(first, last):
         run_row(call, &row, index, &choosing, unused)
