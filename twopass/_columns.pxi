@@ -613,8 +613,6 @@ cdef void map_columns(
             stream(<real *> (block.y + i * block.y_stride), <const real *> buffer, block.width)
         elif beside:
             memcpy(block.y + i * block.y_stride, buffer, block.width * sizeof(real))
-    if block.streaming:
-        fence()
 
 
 cdef void take_column(const Columns *block, Py_ssize_t j, const real *unused) noexcept nogil:

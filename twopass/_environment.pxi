@@ -2,6 +2,9 @@
 # numbers kept, no traps) and put the caller's back, status flags included: in another rounding mode
 # the magic numbers of _exp.pxi would truncate.  OpenMP's threads have environments of their own,
 # those of whatever created them, so every parallel loop does the same.
+#
+# leave() also orders what the thread has streamed before whatever follows.  Not after every row: the
+# next one's stores would wait until memory has the last one's.
 
 cdef extern from *:
     """
@@ -23,6 +26,7 @@ cdef extern from *:
     }
     static inline void twopass_leave(twopass_environment callers) {
         TWOPASS_BARRIER();
+        _mm_sfence();
         _mm_setcsr(callers);
     }
     #else

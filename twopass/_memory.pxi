@@ -65,7 +65,7 @@ cdef extern from *:
     void prefetch_far "twopass_prefetch_far"(const void *address) noexcept nogil
     void stream_lines "twopass_stream_lines"(
         char *to, const char *source, Py_ssize_t bytes) noexcept nogil
-    # Orders non-temporal stores before what follows; once per thread, at the end of its work.
+    # Orders non-temporal stores before what follows; leave() does so, too.
     void fence "twopass_fence"() noexcept nogil
 
 

@@ -481,8 +481,6 @@ cdef void map_blocks(
         if beside:
             store(row.y, row.y_row, i, count, y)
         i += count
-    if row.streaming:
-        fence()
 
 
 cdef void run_chunk(const Row *row, Pass which, Py_ssize_t index, real *unused) noexcept nogil:
@@ -718,10 +716,14 @@ cdef void softmax_from_sum(Row *row, const Sum *total, real *unused) noexcept no
 cdef inline bint rescale_sum(Row *row, Sum *total, real *unused) noexcept nogil:
     """y = terms / total, where sum_block() has them, in as few operations as an ordinary sum needs:
     rows may be short.  False: it is not ordinary."""
+    cdef const real *terms = <const real *> row.terms
+    cdef real *y = <real *> row.y_row
+    cdef Py_ssize_t i = 0, count
+    cdef bint lines = False
     cdef double exponent = 0
     cdef real inverse, inverse_low
     # So that rescales() would be true.
-    if (row.streaming or not row.y.direct or total.exponent != row.refs[0] or total.too_low
+    if (not row.y.direct or total.exponent != row.refs[0] or total.too_low
             or not power(-highest(unused)) <= total.high
             < power(lowest(unused) - smallest_exponent(unused) - 2)
             or not fabs(total.top) < exponent_limit(<real> row.scale) - 1):
@@ -734,9 +736,10 @@ cdef inline bint rescale_sum(Row *row, Sum *total, real *unused) noexcept nogil:
     inverse_low = <real> (row.inverse - inverse + row.inverse_low)
     if not folds(power(exponent), inverse_low):
         return False
-    rescale_at(
-        <const real *> row.terms, <real *> row.y_row, row.n, True,
-        inverse * <real> power(exponent), inverse_low * <real> power(exponent), <real> 1, False)
+    while i < row.n:
+        count = streamed_length(y + i, row.n - i, &lines) if row.streaming else row.n
+        block_rescale(terms + i, y + i, count, exponent, inverse, inverse_low, lines)
+        i += count
     return True
 
 
@@ -878,17 +881,25 @@ cdef void split_total(Row *row, real *unused) noexcept nogil:
 
 cdef void subtract_log(Row *row, real *unused) noexcept nogil:
     """log_softmax, where log_from_sum() has been."""
+    cdef const real *x = <const real *> row.x_row
+    cdef real *y = <real *> row.y_row
+    cdef Py_ssize_t i = 0, count
+    cdef bint lines = False
     split_total(row, unused)
     if row.high != row.high:
         run_pass(row, MAP_CONSTANT, unused)
-    elif (row.n <= block_length(unused) and row.x.direct and row.y.direct and not edited(row)
-            and not row.streaming):
-        # map_blocks() in fewer operations: the row may be short.
-        block_subtract(
-            <const real *> row.x_row, ahead_of(row, 0), <real *> row.y_row, row.n,
-            <real> row.scale, <real> row.high, <real> row.rest, <real> row.low, False)
-    else:
+        return
+    if (row.n > block_length(unused) or not row.x.direct or not row.y.direct or edited(row)
+            or row.n_threads > 1):
         run_pass(row, MAP_SUBTRACT, unused)
+        return
+    # The same in fewer operations: such rows may be short.
+    while i < row.n:
+        count = streamed_length(y + i, row.n - i, &lines) if row.streaming else row.n
+        block_subtract(
+            x + i, ahead_of(row, i), y + i, count, <real> row.scale, <real> row.high,
+            <real> row.rest, <real> row.low, lines)
+        i += count
 
 
 cdef void log_softmax_from_sum(Row *row, const Sum *total, real *unused) noexcept nogil:

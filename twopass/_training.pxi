@@ -481,8 +481,6 @@ cdef void gradient_blocks(
         if beside:
             store(row.y, row.y_row, i, count, y)
         i += count
-    if row.streaming:
-        fence()
 
 
 cdef void write_gradient(const Row *row, const Slope *slope, const real *unused) noexcept nogil:
@@ -761,8 +759,6 @@ cdef void backward_blocks(
         if beside:
             store(row.out, row.out_row, i, count, out)
         i += count
-    if row.streaming:
-        fence()
 
 
 cdef void backward_chunk(
