@@ -3,8 +3,8 @@
 # the magic numbers of _exp.pxi would truncate.  OpenMP's threads have environments of their own,
 # those of whatever created them, so every parallel loop does the same.
 #
-# leave() also orders what the thread has streamed before whatever follows.  Not after every row: the
-# next one's stores would wait until memory has the last one's.
+# leave() also orders what the thread has streamed before whatever follows.  Not after every row:
+# the next one's stores would wait until memory has the last one's.
 
 cdef extern from *:
     """

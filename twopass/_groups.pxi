@@ -137,6 +137,7 @@ cdef void run_groups(
     cdef Group group
     cdef real largest[TILE]
     cdef Logs logs
+    cdef BlockSum *blocks = row.blocks
     cdef Py_ssize_t start = first, count, r, most = GROUP_BYTES // (call.n * sizeof(real))
     most = most if most < TILE and call.operation == LOG_SOFTMAX else TILE
     most = most if most > 2 else 2
@@ -161,6 +162,7 @@ cdef void run_groups(
                 row.blocks.sum = group.sums[r]
                 log_from_sum(row, &group.sums[r], unused)
             if call.operation == LOGSUMEXP:
+                row.blocks = blocks  # in double a row has more of them
                 write_log(row, unused)
             else:
                 subtract_log(row, unused)

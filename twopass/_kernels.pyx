@@ -268,6 +268,7 @@ cdef void run_row(
 include "_short.pxi"
 include "_short_training.pxi"
 include "_groups.pxi"
+include "_interleaved.pxi"
 
 
 cdef void run_rows(
@@ -311,6 +312,9 @@ cdef void run_rows(
         return
     if in_groups(call, unused) and last - first >= FEW_ROWS:
         run_groups(call, &row, first, last, unused)
+        return
+    if interleaves(call, unused):
+        run_interleaved(call, &row, first, last, unused)
         return
     for index in range(first, last):
         run_row(call, &row, index, &choosing, unused)

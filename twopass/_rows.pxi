@@ -55,6 +55,12 @@ ctypedef struct BlockSum:
     Lanes lanes
 
 
+ctypedef struct Progress:
+    # Of the sum of a chunk.
+    double ref  # reference exponent, NaN until there is one
+    int speed
+
+
 ctypedef struct Row:
     # One row, what its passes need, and what they have found so far.
     const Operand *x
@@ -329,10 +335,26 @@ cdef bint block_without(
     return True
 
 
+cdef inline Progress begin_sum(const Row *row, Sum *out, const real *unused) noexcept nogil:
+    cdef Progress progress
+    clear(out)
+    progress.ref = row.base - highest(unused)
+    progress.speed = first_speed(row)
+    return progress
+
+
 cdef void sum_terms(
     const Row *row, Py_ssize_t start, Py_ssize_t stop, real *terms, Sum *out
 ) noexcept nogil:
-    """Sum of exp over elements start ... stop, the terms kept in `terms` unless that is NULL.
+    """Sum of exp over elements start ... stop, the terms kept in `terms` unless that is NULL."""
+    cdef Progress progress = begin_sum(row, out, <const real *> terms)
+    add_blocks(row, start, stop, terms, out, &progress)
+
+
+cdef void add_blocks(
+    const Row *row, Py_ssize_t start, Py_ssize_t stop, real *terms, Sum *out, Progress *progress
+) noexcept nogil:
+    """Add exp of elements start ... stop to what begin_sum() began.
 
     reduce_extexp and reduce_storeextexp find a reference exponent on the way; reduce_sumexp and
     reduce_storeexp know the maximum's.  Up to scaling by a power of two their terms are the same,
@@ -346,12 +368,11 @@ cdef void sum_terms(
     cdef const real *x
     cdef real *to
     cdef bint anchored = row.base == row.base, skipping
-    cdef double ref = row.base - highest(terms)
-    cdef int speed = first_speed(row), here
+    cdef double ref = progress.ref
+    cdef int speed = progress.speed, here
     cdef real scale = <real> row.scale
     cdef Sum part
     cdef BlockSum *kept
-    clear(out)
     while i < stop:
         count = stop - i if stop - i < block else block
         x = read(row, i, count, buffer)
@@ -395,6 +416,8 @@ cdef void sum_terms(
             kept.ref = ref if here == FAST else NAN
         combine(out, &part)
         i += count
+    progress.ref = ref
+    progress.speed = speed
 
 
 cdef double largest_of(
@@ -743,27 +766,41 @@ cdef inline bint rescale_sum(Row *row, Sum *total, real *unused) noexcept nogil:
     return True
 
 
+cdef Pass softmax_after_sum(Row *row, const Sum *total, bint keep, real *unused) noexcept nogil:
+    """The last pass, where `total` is the extended sum; another sum on the way if need be."""
+    softmax_from_sum(row, total, unused)
+    if row.inverse != row.inverse:
+        return MAP_CONSTANT
+    # After another sum the terms kept are not those of the sum.
+    return MAP_RESCALE if keep and row.base != row.base else MAP_SCALEEXTEXP
+
+
+cdef void softmax_map(const Row *row, Pass which, real *unused) noexcept nogil:
+    if which != MAP_SCALEEXTEXP or not map_by_table(row, unused):
+        run_pass(row, which, unused)
+
+
 cdef void softmax_row(Row *row, Algorithm algorithm, real *unused) noexcept nogil:
     """All four algorithms give the same bits: their sums have the same terms in the same order,
     and 1/sum times a term is rounded once in each."""
     cdef bint keep = algorithm == TWO_PASS_RELOAD or algorithm == THREE_PASS_RELOAD
+    cdef Pass first = REDUCE_STOREEXTEXP if keep else REDUCE_EXTEXP
     cdef Sum total
     begin(row)
-    if algorithm == TWO_PASS or algorithm == TWO_PASS_RELOAD:
-        if keep and row.n_chunks == 1 and sum_block(row, REDUCE_STOREEXTEXP, &total, unused):
-            if rescale_sum(row, &total, unused):
-                return
-            settle(&total)
-        else:
-            total = reduce(row, REDUCE_STOREEXTEXP if keep else REDUCE_EXTEXP, unused)
-        softmax_from_sum(row, &total, unused)
-        keep = keep and row.base != row.base  # else the terms kept are not those of the sum
-    else:
+    if algorithm == THREE_PASS_RECOMPUTE or algorithm == THREE_PASS_RELOAD:
         softmax_from_maximum(row, keep, unused)
-    if row.inverse != row.inverse:
-        run_pass(row, MAP_CONSTANT, unused)
-    elif keep or not map_by_table(row, unused):
-        run_pass(row, MAP_RESCALE if keep else MAP_SCALEEXTEXP, unused)
+        if row.inverse != row.inverse:
+            run_pass(row, MAP_CONSTANT, unused)
+        else:
+            softmax_map(row, MAP_RESCALE if keep else MAP_SCALEEXTEXP, unused)
+        return
+    if keep and row.n_chunks == 1 and sum_block(row, first, &total, unused):
+        if rescale_sum(row, &total, unused):
+            return
+        settle(&total)
+    else:
+        total = reduce(row, first, unused)
+    softmax_map(row, softmax_after_sum(row, &total, keep, unused), unused)
 
 
 # log_softmax, logsumexp -------------------------------------------------------------------------
@@ -877,6 +914,13 @@ cdef void split_total(Row *row, real *unused) noexcept nogil:
         row.high = <real> total
         row.rest = 0
         row.low = total - row.high
+
+
+cdef Pass log_softmax_after_sum(Row *row, const Sum *total, real *unused) noexcept nogil:
+    """The last pass."""
+    log_from_sum(row, total, unused)
+    split_total(row, unused)
+    return MAP_CONSTANT if row.high != row.high else MAP_SUBTRACT
 
 
 cdef void subtract_log(Row *row, real *unused) noexcept nogil:
