@@ -39,6 +39,7 @@ def _rows(rng, n, dtype):
     x[20] = 0
     x[21] = [700] * (n - 1) + [-700]
     x[22] = 1e-3 * x[22] - 2e6
+    x[23] += [1453636, -1453636][n % 2]  # about the largest exponents of two passes
     x[24, 0] = -1e30
     return np.asarray(x, dtype)
 
@@ -98,3 +99,50 @@ def test_other_rows_of_a_batch_are_rows_alone(level, n, name, kind):
             out = x
         function(x, axis=-1, out=out, **joined)
     assert oracle.same_bits(out, expected)
+
+
+@pytest.mark.parametrize("smoothing", [0, 0.1])
+@pytest.mark.parametrize("n", [300, 1030, 2048, 2049, 4100, 17_000])
+def test_gradients_of_a_batch_are_those_of_rows_alone(level, dtype, n, smoothing):
+    """Labels anywhere, some ignored; scales that make terms be computed again, and none at all."""
+    rng = np.random.default_rng(n)
+    x = _rows(rng, n, dtype)[rng.permutation(27)]
+    labels = rng.integers(0, n, 27)
+    labels[:4] = [0, n - 1, n // 2, n - 18]
+    labels[rng.random(27) < 0.2] = -1
+    scales = rng.choice([1, -0.3, 70, 0, 1e30], 27)
+    options = {"ignore_index": -1, "label_smoothing": smoothing, "reduction": "none"}
+    expected = [
+        twopass.cross_entropy_with_gradient(
+            x[row : row + 1], labels[row : row + 1], grad_output=scales[row : row + 1], **options
+        )
+        for row in range(27)
+    ]
+    losses, gradients = (np.concatenate(part) for part in zip(*expected, strict=True))
+    with without_caches():
+        for n_threads in (1, 3):
+            out = np.empty_like(x)
+            found, _ = twopass.cross_entropy_with_gradient(
+                x, labels, grad_output=scales, out=out, n_threads=n_threads, **options
+            )
+            assert oracle.same_bits(found, losses)
+            assert oracle.same_bits(out, gradients)
+
+
+def test_labels_in_streamed_lines(level, dtype):
+    """A label's line is complete before it is streamed: every place of a label, every alignment."""
+    n = 64 // dtype.itemsize * 17 + 3  # beyond the tiles
+    x = np.random.default_rng(0).normal(0, 3, (n, n)).astype(dtype)
+    labels = np.arange(n)
+    for smoothing in (0, 0.1):
+        options = {"label_smoothing": smoothing, "reduction": "sum"}
+        expected = twopass.cross_entropy_gradient(x, labels, **options)
+        for offset in range(0, 64, dtype.itemsize):
+            memory = np.full(x.nbytes + 128, 7, np.uint8)
+            start = -memory.ctypes.data % 64 + offset
+            out = memory[start : start + x.nbytes].view(dtype).reshape(x.shape)
+            with without_caches():
+                twopass.cross_entropy_gradient(x, labels, out=out, **options)
+            assert oracle.same_bits(out, expected)
+            assert (memory[:start] == 7).all()
+            assert (memory[start + x.nbytes :] == 7).all()

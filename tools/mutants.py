@@ -322,7 +322,7 @@ MUTANTS = [
       "a label far below overflows"),
     m("training", "share[0] = 1 / (1 + 1 / ratio)", "share[0] = 1 - 1 / (1 + ratio)",
       "share by cancellation"),
-    m("training", "if i <= label < i + count and", "if i < label < i + count and",
+    m("training", "has_label = i <= label < i + count and", "has_label = i < label < i + count and",
       "label at a block's beginning"),
     m("training", "return <real> value if not fabs(value) < power(smallest_exponent(unused)) else "
       "<real> 0", "return <real> value", "subnormal gradients"),
@@ -459,6 +459,17 @@ MUTANTS = [
     m("choosing", "reaching(c.heap, n, c.p * mass)", "reaching(c.heap, n, c.p)",
       "draw_largest: p of one, not of the candidates' mass"),
     # Rows of a batch together
+    m("training", "count = (label - i) // line_length(y) * line_length(y)", "count = 0",
+      "gradient: another line than the label's"),
+    m("training", "            has_label = count == 0\n", "            has_label = True\n",
+      "gradient: the label's line one later"),
+    m("training", "            stream(<real *> row.y_row + i, <const real *> y, count)\n",
+      "            pass\n", "gradient: the label's line not written"),
+    m("training", "    if slope.filled and waiting != NULL:", "    if False:",
+      "gradient: a row before an ignored one not written"),
+    m("training", "&waiting.row, &waiting.slope, i, i + count, <const", "&waiting.row, "
+      "&waiting.slope, i, i + 1, <const",
+      "gradient: one element of a block"),
     m("rows", "            or not power(-highest(unused)) <= total.high\n",
       "            or not 0 < total.high\n", "rescale_sum: a sum far below its reference"),
     m("rows", "            < power(lowest(unused) - smallest_exponent(unused) - 2)\n",
@@ -472,8 +483,8 @@ MUTANTS = [
     m("rows", "    if not folds(power(exponent), inverse_low):\n        return False\n", "",
       "rescale_sum: a subnormal product"),
     m("rows", "        settle(total)  # else", "        pass  # else", "rescale_sum: not cut"),
-    m("rows", "    progress.ref = ref\n    progress.speed = speed\n", "", "a chunk's reference lost",
-      "which reference was taken shows in no bit"),
+    m("rows", "    progress.ref = ref\n    progress.speed = speed\n", "",
+      "a chunk's reference lost", "which reference was taken shows in no bit"),
     m("groups", "GROUP_BYTES // (call.n * sizeof(real))", "TILE",
       "groups beyond L1", "slower, the same bits"),
     m("groups", "not total[lane] >= least", "total[lane] < 2 * least", "a lane passed over"),
@@ -490,8 +501,9 @@ MUTANTS = [
       "groups: exponents near the limit"),
     m("groups", "            row.skip = group.position[r]\n", "            row.skip = 0\n",
       "groups: another element left out"),
-    m("groups", "            others_exponent[r] = rest.exponent\n", "", "groups: the others' exponent"),
-    m("groups", "        group.whole[r] &= out.whole[r]\n", "",
+    m("groups", "            others_exponent[r] = rest.exponent\n", "",
+      "groups: the others' exponent"),
+    m("groups", "        group.whole[r] &= out.whole[r]\n", "        pass\n",
       "groups: rows that left the range of the loops"),
     m("groups", "                settle(&group.sums[r])\n", "", "groups: sums not normalised"),
     m("groups", "                row.blocks.sum = group.sums[r]\n", "",
@@ -502,7 +514,8 @@ MUTANTS = [
       "        if index == 0:\n"
       "            progress = begin_sum(row, &row.partials[index], unused)\n",
       "interleaved: sums of another row"),
-    m("interleaved", "            map_blocks(behind, mapping, i, i + count, <const real *> behind.terms)\n"
+    m("interleaved",
+      "            map_blocks(behind, mapping, i, i + count, <const real *> behind.terms)\n"
       "            add_blocks(row, i, i + count, terms, &row.partials[index], &progress)\n",
       "            add_blocks(row, i, i + count, terms, &row.partials[index], &progress)\n"
       "            map_blocks(behind, mapping, i, i + count, <const real *> behind.terms)\n",

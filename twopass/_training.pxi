@@ -200,6 +200,12 @@ ctypedef struct Slope:
     bint filled   # every element is `offset`, and no logit is read
 
 
+ctypedef struct Waiting:
+    # A row whose gradient has to be written.
+    Row row
+    Slope slope
+
+
 ctypedef struct Training:
     const Operand *x
     const Operand *y        # NULL: no gradient
@@ -219,31 +225,47 @@ ctypedef struct Training:
 
 
 cdef void training_chunk(
-    const Row *row, Total *logits, Py_ssize_t index, real *unused
+    const Row *row, Total *logits, Py_ssize_t index, const Waiting *waiting, real *unused
 ) noexcept nogil:
     """One chunk's sum of exponentials without the label's, the terms kept in row.terms unless that
-    is NULL, and its sum of logits unless that is."""
-    cdef Py_ssize_t start = index * row.chunk, stop = start + row.chunk
+    is NULL, and its sum of logits unless that is; between its blocks the gradient of the row that
+    is waiting, see _interleaved.pxi."""
+    cdef Py_ssize_t start = index * row.chunk, stop = start + row.chunk, i, count
+    cdef Py_ssize_t block = block_length(unused)
+    cdef real *terms = <real *> row.terms
+    cdef Progress progress
     stop = stop if stop < row.n else row.n
-    sum_terms(row, start, stop, <real *> row.terms, &row.partials[index])
+    if waiting == NULL:
+        sum_terms(row, start, stop, terms, &row.partials[index])
+    else:
+        progress = begin_sum(row, &row.partials[index], <const real *> unused)
+        i = start
+        while i < stop:
+            count = stop - i if stop - i < block else block
+            gradient_blocks(
+                &waiting.row, &waiting.slope, i, i + count, <const real *> unused)
+            add_blocks(row, i, i + count, terms, &row.partials[index], &progress)
+            i += count
     if logits != NULL:
         sum_chunk(
             row.x, row.x_row, <const Operand *> NULL, <const char *> NULL, start, stop,
             &logits[index], <const real *> unused)
 
 
-cdef Sum sum_others(const Row *row, Total *logits, real *unused) noexcept nogil:
+cdef Sum sum_others(
+    const Row *row, Total *logits, const Waiting *waiting, real *unused
+) noexcept nogil:
     """The only read of the row that a loss takes."""
     cdef Py_ssize_t index
     cdef Environment callers
     cdef Sum total
     if row.n_threads == 1:
         for index in range(row.n_chunks):
-            training_chunk(row, logits, index, unused)
+            training_chunk(row, logits, index, waiting, unused)
     else:
         for index in prange(row.n_chunks, num_threads=row.n_threads, schedule="static"):
             callers = enter()
-            training_chunk(row, logits, index, unused)
+            training_chunk(row, logits, index, NULL, unused)
             leave(callers)
     total = row.partials[0]
     for index in range(1, row.n_chunks):
@@ -371,8 +393,8 @@ cdef void weigh(
 
 
 cdef void cross_entropy_row(
-    Row *row, Total *logits, Py_ssize_t label, double *loss, double *share, int *share_exponent,
-    double *logit_of_label, real *unused
+    Row *row, Total *logits, const Waiting *waiting, Py_ssize_t label, double *loss, double *share,
+    int *share_exponent, double *logit_of_label, real *unused
 ) noexcept nogil:
     """The loss without smoothing, the share of the other elements in the sum, and for the map
     row.inverse and row.exponent.  Rows of NaN: all of them NaN."""
@@ -390,7 +412,7 @@ cdef void cross_entropy_row(
     logit_of_label[0] = logit
     begin(row)
     row.skip = label
-    others = sum_others(row, logits, unused)
+    others = sum_others(row, logits, waiting, unused)
     if logit != logit or logit == INFINITY or not others.high < INFINITY:
         return
     base = exponent_of(logit)
@@ -448,7 +470,7 @@ cdef void gradient_blocks(
     cdef real *mapped
     cdef real inverse = <real> row.inverse
     cdef real inverse_low = <real> (row.inverse - inverse + row.inverse_low)
-    cdef bint beside = row.overwrites or not row.y.direct, lines = False
+    cdef bint beside = row.overwrites or not row.y.direct, lines = False, has_label
     cdef int speed = first_speed(row)
     cdef bint adjusted = not slope.filled and (slope.factor != 1 or slope.offset != 0)
     while i < stop:
@@ -459,6 +481,15 @@ cdef void gradient_blocks(
             y = <real *> row.y_row + i
             if row.streaming:
                 count = streamed_length(y, count, &lines)
+        has_label = i <= label < i + count and not slope.filled
+        if has_label and lines:
+            # Its line is streamed when it is complete: a store into it later would wait for memory.
+            count = (label - i) // line_length(y) * line_length(y)
+            has_label = count == 0
+            if has_label:
+                count = line_length(y)
+                y = y_buffer
+        lines = lines and not has_label
         mapped = y_buffer if adjusted else y
         if slope.filled:
             for j in range(count):
@@ -476,10 +507,12 @@ cdef void gradient_blocks(
         if adjusted:
             block_adjust(
                 mapped, y, count, <real> slope.factor, normal_or_zero(slope.offset, unused), lines)
-        if i <= label < i + count and not slope.filled:
+        if has_label:
             y[label - i] = normal_or_zero(slope.at_label, unused)
         if beside:
             store(row.y, row.y_row, i, count, y)
+        elif y == y_buffer:
+            stream(<real *> row.y_row + i, <const real *> y, count)
         i += count
 
 
@@ -497,15 +530,16 @@ cdef void write_gradient(const Row *row, const Slope *slope, const real *unused)
         leave(callers)
 
 
-cdef void training_row(
-    const Training *call, Row *row, Total *logits, Py_ssize_t index, real *unused
+cdef void find_slope(
+    const Training *call, Row *row, Total *logits, Py_ssize_t index, const Waiting *waiting,
+    Slope *slope, real *unused
 ) noexcept nogil:
-    """Loss, and gradient where one is asked for, of row number `index`."""
+    """The loss of row number `index`, and what its gradient is made of where one is asked for; on
+    the way the gradient of the row that is waiting, unless that is NULL."""
     cdef double loss = 0, share = 0, logit, scale
     cdef double smoothing = call.smoothing
     cdef int share_exponent = 0
     cdef Total sum
-    cdef Slope slope
     if call.y != NULL:
         row.y_row = row_of(call.y, index)
         if call.keep and not call.scratch:
@@ -516,10 +550,12 @@ cdef void training_row(
     slope.reloads = False
     slope.label = <Py_ssize_t> call.labels[index]
     row.x_row = row_of(call.x, index)
+    if slope.filled and waiting != NULL:
+        write_gradient(&waiting.row, &waiting.slope, <const real *> unused)
     if not slope.filled:
         cross_entropy_row(
-            row, logits if smoothing > 0 else NULL, slope.label, &loss, &share, &share_exponent,
-            &logit, unused)
+            row, logits if smoothing > 0 else NULL, waiting, slope.label, &loss, &share,
+            &share_exponent, &logit, unused)
         slope.filled = loss != loss
         slope.offset = loss  # then NaN
         if smoothing > 0:
@@ -543,6 +579,31 @@ cdef void training_row(
         # Terms are flushed where softmax is 0 in the format; more than that has to be seen where
         # the scale enlarges it. Relative to a maximum the sum has other terms than those kept.
         slope.reloads = call.keep and fabs(scale) <= 1 and row.base != row.base
+
+
+cdef void training_row(
+    const Training *call, Row *row, Total *logits, Py_ssize_t index, real *unused
+) noexcept nogil:
+    """Loss, and gradient where one is asked for, of row number `index`."""
+    cdef Slope slope
+    find_slope(call, row, logits, index, NULL, &slope, unused)
+    if call.y != NULL:
+        write_gradient(row, &slope, <const real *> unused)
+
+
+cdef void training_interleaved(
+    const Training *call, Row *row, Total *logits, Py_ssize_t first, Py_ssize_t last, real *unused
+) noexcept nogil:
+    """Rows first ... last: each gradient is written while the next row is summed, see
+    _interleaved.pxi."""
+    cdef Waiting waiting
+    cdef Slope slope
+    cdef Py_ssize_t index
+    find_slope(call, row, logits, first, NULL, &slope, unused)
+    for index in range(first + 1, last):
+        waiting.row = row[0]
+        waiting.slope = slope
+        find_slope(call, row, logits, index, &waiting, &slope, unused)
     write_gradient(row, &slope, <const real *> unused)
 
 
@@ -590,6 +651,9 @@ cdef void run_training(
     if takes_tiles(call, sizeof(real)):
         free_space = <char *> aligned(row.refs + (call.n * sizeof(real) // BLOCK_BYTES + 1))
         run_short_training(call, &row, logits, first, last, <real *> free_space)
+        return
+    if call.streaming and call.y != NULL and not call.inside and call.n > block_length(unused):
+        training_interleaved(call, &row, logits, first, last, unused)
         return
     for index in range(first, last):
         training_row(call, &row, logits, index, unused)
