@@ -94,7 +94,7 @@ cdef void sum_group(
 
 cdef void log_group(
     const Call *call, Row *row, Py_ssize_t start, Py_ssize_t count, Group *group,
-    const real *largest, Logs *out
+    real *largest, Logs *out
 ) noexcept nogil:
     """log_from_sum() of each row that is `whole`; those that it cannot do are so no longer."""
     cdef real n[TILE]
@@ -107,8 +107,8 @@ cdef void log_group(
     cdef Py_ssize_t r, width = (count + 7) // 8 * 8
     cdef Sum rest
     others_of(
-        width, largest, False, <const real *> scale, group.high, group.low, group.exponent, n,
-        others, large, again)
+        width, <const real *> largest, False, <const real *> scale, group.high, group.low,
+        group.exponent, n, others, large, again)
     for r in range(TILE):
         rest_low[r] = 0
         others_exponent[r] = group.exponent[r]
@@ -123,9 +123,9 @@ cdef void log_group(
             others_exponent[r] = rest.exponent
             group.whole[r] = not needs_maximum(&rest, <real> 0, largest)
     logs_of(
-        width, largest, <const double *> rest_low, <const real *> n, group.high, group.low,
-        group.exponent, others, others_exponent, <const int64_t *> large, out.high, out.low,
-        out.whole)
+        width, <const real *> largest, <const double *> rest_low, <const real *> n, group.high,
+        group.low, group.exponent, others, others_exponent, <const int64_t *> large, out.high,
+        out.low, out.whole)
     for r in range(count):
         group.whole[r] &= out.whole[r]
 
