@@ -239,6 +239,8 @@ cdef inline void place(const Call *call, Row *row, Py_ssize_t index) noexcept no
     """Make `row` the one of that number."""
     row.x_row = row_of(call.x, index)
     row.y_row = row_of(call.y, index)
+    if call.streaming:
+        prefetch_ends(row.y_row, call.n * call.y.itemsize)
     if call.mask != NULL:
         row.mask_row = row_of(call.mask, index)
     if call.scales != NULL:

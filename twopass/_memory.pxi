@@ -127,6 +127,13 @@ cdef inline void prefetch_far_lines(const char *start, Py_ssize_t bytes) noexcep
         i += LINE_BYTES
 
 
+cdef inline void prefetch_ends(const char *start, Py_ssize_t bytes) noexcept nogil:
+    """Request the lines that a row to be streamed shares with others.  Those are written by
+    ordinary stores, which would wait for memory, and what is streamed behind them with them."""
+    prefetch(start)
+    prefetch(start + bytes)
+
+
 cdef inline void *aligned(void *address) noexcept nogil:
     """The first cache line at or after `address`."""
     return <void *> ((<uintptr_t> address + LINE_BYTES - 1) // LINE_BYTES * LINE_BYTES)

@@ -485,6 +485,7 @@ cdef void map_blocks(
         if not beside:
             y = <real *> row.y_row + i
             if row.streaming:
+                prefetch(y + count)  # as prefetch_ends()
                 count = streamed_length(y, count, &lines)
         if which == MAP_SCALEEXTEXP or which == MAP_SCALEEXP:
             x = read(row, i, count, buffer)

@@ -480,6 +480,7 @@ cdef void gradient_blocks(
         if not beside:
             y = <real *> row.y_row + i
             if row.streaming:
+                prefetch(y + count)
                 count = streamed_length(y, count, &lines)
         has_label = i <= label < i + count and not slope.filled
         if has_label and lines:
@@ -542,6 +543,8 @@ cdef void find_slope(
     cdef Total sum
     if call.y != NULL:
         row.y_row = row_of(call.y, index)
+        if call.streaming:
+            prefetch_ends(row.y_row, call.n * call.y.itemsize)
         if call.keep and not call.scratch:
             row.terms = row.y_row
     slope.filled = call.labels[index] == call.ignored
@@ -890,6 +893,8 @@ cdef void run_backward(
         row.y_row = row_of(row.y, index)
         row.g_row = row_of(row.g, index)
         row.out_row = row_of(row.out, index)
+        if row.streaming:
+            prefetch_ends(row.out_row, row.n * row.out.itemsize)
         backward_row(&row, unused)
 
 
