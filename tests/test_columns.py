@@ -38,7 +38,9 @@ def test_columns_of_every_width(level, dtype, rng, n):
         _check_columns(rng.normal(0, 3, (n, width)).astype(dtype), 1 + width % 4)
 
 
-@pytest.mark.parametrize("n", [5, 66, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 71))])
+@pytest.mark.parametrize(
+    "n", [5, 66, 257, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 71))]
+)
 def test_blocks_of_columns_never_show(level, dtype, rng, n):
     """A column has its bits in arrays of any width, on any number of threads, wherever cache lines
     begin: beside many others or a few."""
@@ -210,6 +212,51 @@ def test_columns_with_a_dominant_element(level, dtype, rng, distance):
     x = rng.normal(0, 1, (300, 50)).astype(dtype)
     x[rng.integers(300, size=50), np.arange(50)] = rng.uniform(4, 40, 50)
     _check_columns(x, 1)
+
+
+@pytest.mark.parametrize("n", [255, 256, 301, 4097])
+def test_long_columns_with_a_dominant_element(level, dtype, rng, n):
+    """The others' sum is accurate wherever the element stands and whatever stands beside it, and
+    its bits do not depend on how the column is read."""
+    rows = [0, 1, 2, 15, 16, 17, 62, 63, 64, 200, n - 3, n - 2, n - 1]
+    beside = [-1e4, -200, -30, -1, 0]
+    x = rng.normal(0, 1, (n, len(rows) * len(beside) * 2)).astype(dtype)
+    for column in range(x.shape[1]):
+        row = rows[column % len(rows)]
+        largest = np.log(n) + 1 + rng.choice([0.2, 3, 9, 20])
+        x[row, column] = largest
+        partner = row ^ 1 if row ^ 1 < n else row - 1
+        x[partner, column] = largest - 0.5 if column % 2 else rng.choice(beside)
+    x[1, 5] = x[0, 5]  # neither of two equal ones is half of the sum
+    _check_columns(x, 1)
+    masked = np.where(x == -1e4, dtype.type(-np.inf), x)
+    assert oracle.same_bits(twopass.logsumexp(masked, axis=0), twopass.logsumexp(x, axis=0))
+    odd = np.empty(x.nbytes + 1, np.uint8)[1:].view(dtype).reshape(x.shape)
+    odd[...] = x
+    scales = np.ones((1, x.shape[1]))
+    scales[0, ::7] = 3
+    for name in ("log_softmax", "logsumexp"):
+        function = getattr(twopass, name)
+        expected = np.atleast_2d(function(x, axis=0))
+        for result in (
+            function(x, axis=0, n_threads=2),
+            function(x, axis=0, where=np.ones(x.shape, bool)),
+            function(odd, axis=0),
+            function(-x, axis=0, scale=-1),
+            function(np.asfortranarray(x[:, ::-1])[:, ::-1].copy(), axis=0),
+        ):
+            assert oracle.same_bits(np.atleast_2d(result), expected), name
+        scaled = np.atleast_2d(function(x, axis=0, scale=scales))
+        assert oracle.same_bits(
+            np.ascontiguousarray(scaled[:, scales[0] == 1]),
+            np.ascontiguousarray(expected[:, scales[0] == 1]),
+        )
+        thrice = np.atleast_2d(function(np.ascontiguousarray(x[:, ::7]), axis=0, scale=3))
+        assert oracle.same_bits(np.ascontiguousarray(scaled[:, ::7]), thrice)
+        wide = oracle.log_softmax if name == "log_softmax" else oracle.logsumexp
+        for column in range(0, x.shape[1], 7):
+            exact = wide(3 * x[:, column].astype(np.longdouble))
+            assert oracle.error(scaled[:, column], exact) <= 3
 
 
 @pytest.mark.parametrize("n", [1, 2, 63, 64, 65, 130, 4097])

@@ -14,6 +14,10 @@ cdef enum:
     WIDE = 128           # columns between rounds of prefetches: of more in one go, some get lost
     BLOCK_ROWS = 64      # rows of a block, a multiple of 4
     TILE_ROWS = 32       # where they have to be copied first
+    PLACE_ROWS = 16      # rows among which the largest element is looked for
+    # Rows from which on a column that an element dominates is mended, not summed again: then that
+    # takes no longer even where every column has one. Not by how many have: it would show in bits.
+    MENDED_ROWS = 256
     PREFETCH_ROWS = 12
     COLUMN_CHUNK = 4096  # rows of a chunk, at least; a multiple of BLOCK_ROWS
     MAX_COLUMN_CHUNKS = 32
@@ -58,7 +62,9 @@ ctypedef struct Columns:
     bint overwrites
     bint keep            # the terms of the sums, in y, to be scaled; of one chunk
     ColumnSums *partials  # one per chunk
-    void *maxima          # n_chunks x COLUMNS, of logarithms; else NULL
+    # n_chunks x COLUMNS, of logarithms; else NULL:
+    void *maxima
+    void *places          # number of the PLACE_ROWS rows that have the maximum
     Row *row             # a column as a row, for those that _rows.pxi does
     # 6 x COLUMNS: the columns' scales, shift, floor, magic, inverse, its rest; or
     # scales, high, low, rest.
@@ -260,6 +266,15 @@ cdef void edit_line(const Columns *block, Py_ssize_t i, real *to) noexcept nogil
             to[j] = to[j] if mask[j * block.mask_column] else <real> -INFINITY
 
 
+cdef inline real element_of(const Columns *column, Py_ssize_t i, real unused) noexcept nogil:
+    """Row i of a block of one column, as the loops see it."""
+    cdef real value
+    if not column.edited:
+        return (<const real *> (column.x + i * column.x_stride))[0]
+    edit_line(column, i, &value)
+    return value
+
+
 cdef inline void range_limits(
     double ref, const real *unused, bits *low, bits *high
 ) noexcept nogil:
@@ -424,22 +439,24 @@ cdef void careful_block(
 
 cdef bint column_sums(
     const Columns *block, Py_ssize_t start, Py_ssize_t stop, const real *left_out, char *y,
-    ColumnSums *sums, real *maxima
+    ColumnSums *sums, real *maxima, real *places
 ) noexcept nogil:
     """The extended sum of every column over rows start ... stop, without elements that equal
-    `left_out` unless that is NULL, and its largest element unless `maxima` is.  True: all terms
-    were in range, relative to the sums' exponents, and y has them unless it is NULL."""
+    `left_out` unless that is NULL, and its largest element, and in which rows that is, unless
+    `maxima` is.  True: all terms were in range, relative to the sums' exponents, and y has them
+    unless it is NULL."""
+    cdef real top[COLUMNS]
     cdef real floor[COLUMNS]
     cdef real magic[COLUMNS]
     cdef real tile[TILE_ROWS * COLUMNS]
-    cdef Py_ssize_t i = start, j, rows, first, most = TILE_ROWS if block.edited else BLOCK_ROWS
+    cdef Py_ssize_t i = start, j, k, rows, first, most = TILE_ROWS if block.edited else BLOCK_ROWS
     cdef const real *x = <const real *> (block.x + start * block.x_stride)
     cdef const real *scale = <const real *> block.parameters
     cdef Columns edited
     cdef const Columns *source
     cdef char *terms
     cdef bint careful = False
-    cdef double k, limit = exponent_limit(<real> block.scaling)
+    cdef double exponent, limit = exponent_limit(<real> block.scaling)
     # So far from the limit that no exponent in range is near it.
     cdef double inner_limit = limit + lowest(maxima) - highest(maxima)
     cdef int32_t low32 = 0, high32 = 0
@@ -461,14 +478,15 @@ cdef bint column_sums(
         sums.low[j] = 0
         sums.top[j] = -INFINITY
         # Any nearby exponent will do as the reference; the first row's is at hand.
-        k = window(maxima) + exponent_of(x[j] * <double> scale[j])
-        careful |= not fabs(k) < inner_limit
-        sums.exponent[j] = k if fabs(k) < inner_limit else 0
+        exponent = window(maxima) + exponent_of(x[j] * <double> scale[j])
+        careful |= not fabs(exponent) < inner_limit
+        sums.exponent[j] = exponent if fabs(exponent) < inner_limit else 0
         set_magic(term_ref(sums.exponent[j], maxima), &magic[j])
         floor[j] = <real> ((sums.exponent[j] + lowest(maxima)) * M_LN2)
     if maxima != NULL:
         for j in range(block.width):
             maxima[j] = <real> -INFINITY
+            places[j] = 0
     while i < stop:
         rows = stop - i if stop - i < most else most
         source = block
@@ -492,12 +510,24 @@ cdef bint column_sums(
             careful_block(source, first, rows, left_out, magic, floor, sums)
         else:
             for j in range(block.width):
-                k = sums.exponent[j]
-                sums.top[j] = k if k > sums.top[j] else sums.top[j]
-        if maxima != NULL:  # while the rows are in a cache
+                exponent = sums.exponent[j]
+                sums.top[j] = exponent if exponent > sums.top[j] else sums.top[j]
+        k = 0
+        if maxima != NULL and block.n < MENDED_ROWS:  # while the rows are in a cache
             column_maxima(
                 source.x + first * source.x_stride, source.x_stride, rows, block.width, False,
                 left_out, maxima)
+        elif maxima != NULL:
+            while k < rows:
+                memcpy(top, maxima, block.width * sizeof(real))
+                column_maxima(
+                    source.x + (first + k) * source.x_stride, source.x_stride,
+                    rows - k if rows - k < PLACE_ROWS else PLACE_ROWS, block.width, False,
+                    left_out, top)
+                for j in range(block.width):
+                    places[j] = (i + k) // PLACE_ROWS if top[j] > maxima[j] else places[j]
+                    maxima[j] = top[j]
+                k += PLACE_ROWS
         i += rows
     # _rows.pxi sums a column anew when it is too high.
     for j in range(block.width):
@@ -508,26 +538,53 @@ cdef bint column_sums(
 
 
 cdef inline void map_any_line(
-    const Columns *block, const real *x, real *y, bint streaming, const char *ahead,
-    const real *magic, const real *inverse, const real *inverse_low, bits *low, bits *high
+    const Columns *block, const real *x, real *y, Py_ssize_t first, Py_ssize_t last, bint lines,
+    const char *ahead, const real *magic, const real *inverse, const real *inverse_low, bits *low,
+    bits *high
 ) noexcept nogil:
-    """map_line(); `streaming`: y begins on a cache line."""
-    cdef const real *scale = <const real *> block.parameters
-    cdef Py_ssize_t width = block.width, k = width // line_length(x) * line_length(x)
-    if streaming and block.scaling:
-        stream_line(x, y, k, ahead, magic, True, scale, inverse, inverse_low, low, high)
-    elif streaming:
-        stream_line(x, y, k, ahead, magic, False, scale, inverse, inverse_low, low, high)
+    """map_line() of columns first ... last; `lines`: y is whole cache lines there, to be
+    streamed."""
+    cdef const real *scale = <const real *> block.parameters + first
+    cdef Py_ssize_t width = last - first
+    x += first
+    y += first
+    ahead += first * sizeof(real)
+    magic += first
+    inverse += first
+    inverse_low += first
+    if lines and block.scaling:
+        stream_line(x, y, width, ahead, magic, True, scale, inverse, inverse_low, low, high)
+    elif lines:
+        stream_line(x, y, width, ahead, magic, False, scale, inverse, inverse_low, low, high)
+    elif block.scaling:
+        map_line(x, y, width, ahead, magic, True, scale, inverse, inverse_low, low, high)
     else:
-        k = 0
-    if block.scaling:
-        map_line(
-            x + k, y + k, width - k, ahead + k * sizeof(real), magic + k, True, scale + k,
-            inverse + k, inverse_low + k, low, high)
-    else:
-        map_line(
-            x + k, y + k, width - k, ahead + k * sizeof(real), magic + k, False, scale + k,
-            inverse + k, inverse_low + k, low, high)
+        map_line(x, y, width, ahead, magic, False, scale, inverse, inverse_low, low, high)
+
+
+cdef inline void subtract_line(
+    const real *x, real *y, Py_ssize_t width, const char *ahead, bint scaling, const real *scale,
+    const real *high, const real *rest, const real *low, bint lines
+) noexcept nogil:
+    """One row of log_softmax; `lines`: y is whole cache lines, to be streamed."""
+    cdef real line[LANES]
+    cdef Py_ssize_t k = 0, j
+    while lines and k < width:
+        prefetch(ahead + k * sizeof(real))
+        for j in range(line_length(x)):
+            if scaling:
+                line[j] = (
+                    product_minus(x[k + j], scale[k + j], high[k + j]) - rest[k + j]) - low[k + j]
+            else:
+                line[j] = (x[k + j] - high[k + j]) - low[k + j]
+        stream_lines(<char *> (y + k), <const char *> line, LINE_BYTES)
+        k += line_length(x)
+    prefetch_lines(ahead + k * sizeof(real), (width - k) * sizeof(real))
+    for j in range(k, width):
+        if scaling:
+            y[j] = (product_minus(x[j], scale[j], high[j]) - rest[j]) - low[j]
+        else:
+            y[j] = (x[j] - high[j]) - low[j]
 
 
 cdef void map_columns(
@@ -546,8 +603,8 @@ cdef void map_columns(
     cdef real factor = <real> power(-highest(unused))
     cdef real threshold = <real> power(smallest_exponent(unused) + highest(unused))
     cdef bint elsewhere = block.overwrites or block.scattered, beside, lines
-    cdef bint careful = block.logarithm
-    cdef Py_ssize_t i, j
+    cdef bint careful = False
+    cdef Py_ssize_t i, j, head, tail, first, last
     cdef const real *x
     cdef const char *ahead
     cdef real *y
@@ -562,7 +619,7 @@ cdef void map_columns(
     for i in range(start, stop):
         x = <const real *> (block.x + i * block.x_stride)
         y = <real *> (block.y + i * block.y_stride)
-        lines = block.streaming and not elsewhere and not careful and to_line(y) == 0
+        lines = block.streaming and not elsewhere and (block.logarithm or not careful)
         beside = elsewhere or block.streaming and not lines
         if beside:
             y = buffer
@@ -570,26 +627,43 @@ cdef void map_columns(
         if block.edited:
             edit_line(block, i, <real *> line)
             x = <const real *> line
-        if block.logarithm:
-            prefetch_lines(ahead, block.width * sizeof(real))
-            if block.scaling:
-                for j in range(block.width):
-                    y[j] = (product_minus(x[j], scale[j], shift[j]) - magic[j]) - floor[j]
-            else:
-                for j in range(block.width):
-                    y[j] = (x[j] - shift[j]) - floor[j]
-        if not careful:
-            if real is float:
+        # Whole lines of y are columns head ... tail.
+        head = block.width
+        if block.streaming:
+            head = to_line(block.y + i * block.y_stride) // sizeof(real)
+            head = head if head < block.width else block.width
+        tail = head + (block.width - head) // line_length(x) * line_length(x)
+        if block.streaming and (head > 0 or tail < block.width):
+            prefetch_ends(
+                block.y + (i + PREFETCH_ROWS) * block.y_stride, block.width * sizeof(real))
+        for j in range(3):
+            first = 0 if j == 0 else head if j == 1 else tail
+            last = head if j == 0 else tail if j == 1 else block.width
+            if first == last:
+                continue
+            if block.logarithm and block.scaling:
+                subtract_line(
+                    x + first, y + first, last - first, ahead + first * sizeof(real), True,
+                    scale + first, shift + first, magic + first, floor + first, lines and j == 1)
+            elif block.logarithm:
+                subtract_line(
+                    x + first, y + first, last - first, ahead + first * sizeof(real), False,
+                    scale + first, shift + first, magic + first, floor + first, lines and j == 1)
+            elif careful:
+                break
+            elif real is float:
                 least32 = high32
                 most32 = low32
                 map_any_line(
-                    block, x, y, lines, ahead, magic, inverse, inverse_low, &least32, &most32)
+                    block, x, y, first, last, lines and j == 1, ahead, magic, inverse, inverse_low,
+                    &least32, &most32)
                 careful = least32 < low32 or most32 > high32
             else:
                 least64 = high64
                 most64 = low64
                 map_any_line(
-                    block, x, y, lines, ahead, magic, inverse, inverse_low, &least64, &most64)
+                    block, x, y, first, last, lines and j == 1, ahead, magic, inverse, inverse_low,
+                    &least64, &most64)
                 careful = least64 < low64 or most64 > high64
         if careful and not block.logarithm:
             if block.scaling:
@@ -695,6 +769,7 @@ cdef bint sum_columns(
     """column_sums() of all rows, in `sums`, one per chunk, the first of which is the whole then;
     `refs`: its exponents before.  True as there."""
     cdef Py_ssize_t index, j, start
+    cdef real *places = <real *> block.places
     cdef real value
     cdef char *y = block.y if block.keep and left_out == NULL else NULL
     cdef bint uniform = False
@@ -704,14 +779,16 @@ cdef bint sum_columns(
             start = index * block.chunk
             uniform = column_sums(
                 block, start, start + block.chunk if index + 1 < block.n_chunks else block.n,
-                left_out, y, sums + index, maxima + index * COLUMNS if maxima != NULL else NULL)
+                left_out, y, sums + index, maxima + index * COLUMNS if maxima != NULL else NULL,
+                places + index * COLUMNS if maxima != NULL else NULL)
     else:
         for index in prange(block.n_chunks, num_threads=block.n_threads, schedule="static"):
             callers = enter()
             column_sums(
                 block, index * block.chunk,
                 (index + 1) * block.chunk if index + 1 < block.n_chunks else block.n,
-                left_out, y, sums + index, maxima + index * COLUMNS if maxima != NULL else NULL)
+                left_out, y, sums + index, maxima + index * COLUMNS if maxima != NULL else NULL,
+                places + index * COLUMNS if maxima != NULL else NULL)
             leave(callers)
     memcpy(refs, sums.exponent, block.width * sizeof(double))
     for index in range(1, block.n_chunks):
@@ -719,8 +796,51 @@ cdef bint sum_columns(
         if maxima != NULL:
             for j in range(block.width):
                 value = maxima[index * COLUMNS + j]
+                places[j] = places[index * COLUMNS + j] if value > maxima[j] else places[j]
                 maxima[j] = value if value > maxima[j] else maxima[j]
     return uniform and block.n_chunks == 1
+
+
+cdef bint others_beside(
+    const Columns *block, Py_ssize_t j, real n, double total, double low, double exponent,
+    double *others
+) noexcept nogil:
+    """A column's sum without its largest element, of exponent n, which holds more than half of it:
+    the pair that was added as one is taken away, and the other of the pair added.  False: that
+    would cancel too much."""
+    cdef Columns column = block[0]
+    cdef real scale = (<const real *> block.parameters)[j]
+    cdef real largest = (<const real *> block.maxima)[j]
+    cdef Py_ssize_t i = <Py_ssize_t> (<const real *> block.places)[j] * PLACE_ROWS
+    cdef Py_ssize_t stop = i + PLACE_ROWS if i + PLACE_ROWS < block.n else block.n
+    cdef real magic, value = 0, m, term, other = 0
+    cdef double pair
+    column.width = 1
+    column.x += j * block.x_column
+    if block.mask != NULL:
+        column.mask += j * block.mask_column
+    if block.scales != NULL:
+        column.scales += j * block.scale_step
+    while i < stop:
+        value = element_of(&column, i, value)
+        if value == largest:
+            break
+        i += 1
+    if i == stop:
+        return False
+    term = mantissa_at(largest, n, block.scaling, scale)
+    i = i + 1 if i % 2 == 0 else i - 1
+    if i < block.n:
+        value = element_of(&column, i, value)
+        if (largest - value) * scale < 60:  # beyond, neither sum would change
+            set_magic(0, &magic)
+            m = rounded_at(value, magic, block.scaling, scale) - magic
+            other = <real> (mantissa_at(value, m, block.scaling, scale) * power(m - n))
+    pair = term + other
+    pair *= power(n - exponent)
+    others[0] = ((total - pair) + low) + other * power(n - exponent)
+    # What n additions in double may have rounded is less than half a unit of a float.
+    return others[0] >= total * (block.n * power(-30))
 
 
 cdef void log_columns(
@@ -770,6 +890,12 @@ cdef void log_columns(
     for j in range(width):
         others_exponent[j] = exponent[j]
         again[j] &= regular[j]
+    if block.n >= MENDED_ROWS:
+        for j in range(width):
+            if again[j] and others_beside(
+                    block, j, n[j], total[j], total_low[j], exponent[j], &others[j]):
+                again[j] = 0
+    for j in range(width):
         any_again |= again[j]
         left_out[j] = maxima[j] if again[j] else <real> NAN
     if any_again:

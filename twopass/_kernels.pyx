@@ -570,7 +570,7 @@ cdef inline Py_ssize_t lead_of(const Call *call) noexcept nogil:
 cdef Py_ssize_t columns_bytes(const Columns *block, Py_ssize_t itemsize) noexcept nogil:
     """The workspace of one thread."""
     cdef Py_ssize_t row_chunks = (block.n - 1) // chunk_length(block.n) + 1
-    return (block.n_chunks * (sizeof(ColumnSums) + COLUMNS * itemsize) + 6 * COLUMNS * itemsize
+    return (block.n_chunks * (sizeof(ColumnSums) + 2 * COLUMNS * itemsize) + 6 * COLUMNS * itemsize
             + row_chunks * (sizeof(Sum) + sizeof(double)))
 
 
@@ -601,6 +601,7 @@ cdef void run_columns_range(
     block.parameters = row.largest + row_chunks
     if block.logarithm or call.operation == LOGSUMEXP:
         block.maxima = <real *> block.parameters + 6 * COLUMNS
+        block.places = <real *> block.maxima + chunks * COLUMNS
     block.row = &row
     for task in range(first, last):
         # The first block is narrower, so that the others begin on a cache line of y.
