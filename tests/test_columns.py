@@ -233,6 +233,8 @@ def test_long_columns_with_a_dominant_element(level, dtype, rng, n):
     assert oracle.same_bits(twopass.logsumexp(masked, axis=0), twopass.logsumexp(x, axis=0))
     odd = np.empty(x.nbytes + 1, np.uint8)[1:].view(dtype).reshape(x.shape)
     odd[...] = x
+    signs = np.where(np.arange(x.shape[1]) % 3, 1.0, -1.0).astype(dtype)[None]
+    mask = rng.random(x.shape) < 0.8
     scales = np.ones((1, x.shape[1]))
     scales[0, ::7] = 3
     for name in ("log_softmax", "logsumexp"):
@@ -242,10 +244,14 @@ def test_long_columns_with_a_dominant_element(level, dtype, rng, n):
             function(x, axis=0, n_threads=2),
             function(x, axis=0, where=np.ones(x.shape, bool)),
             function(odd, axis=0),
-            function(-x, axis=0, scale=-1),
+            function(signs * x, axis=0, scale=signs),
             function(np.asfortranarray(x[:, ::-1])[:, ::-1].copy(), axis=0),
         ):
             assert oracle.same_bits(np.atleast_2d(result), expected), name
+        assert oracle.same_bits(
+            function(x, axis=0, where=mask),
+            function(np.where(mask, x, dtype.type(-np.inf)), axis=0),
+        )
         scaled = np.atleast_2d(function(x, axis=0, scale=scales))
         assert oracle.same_bits(
             np.ascontiguousarray(scaled[:, scales[0] == 1]),
