@@ -14,10 +14,6 @@ cdef enum:
     WIDE = 128           # columns between rounds of prefetches: of more in one go, some get lost
     BLOCK_ROWS = 64      # rows of a block, a multiple of 4
     TILE_ROWS = 32       # where they have to be copied first
-    PLACE_ROWS = 16      # rows among which the largest element is looked for
-    # Rows from which on a column that an element dominates is mended, not summed again: then that
-    # takes no longer even where every column has one. Not by how many have: it would show in bits.
-    MENDED_ROWS = 256
     PREFETCH_ROWS = 12
     COLUMN_CHUNK = 4096  # rows of a chunk, at least; a multiple of BLOCK_ROWS
     MAX_COLUMN_CHUNKS = 32
@@ -64,7 +60,7 @@ ctypedef struct Columns:
     ColumnSums *partials  # one per chunk
     # n_chunks x COLUMNS, of logarithms; else NULL:
     void *maxima
-    void *places          # number of the PLACE_ROWS rows that have the maximum
+    void *partners        # the element that the maximum was added to before both were to the sum
     Row *row             # a column as a row, for those that _rows.pxi does
     # 6 x COLUMNS: the columns' scales, shift, floor, magic, inverse, its rest; or
     # scales, high, low, rest.
@@ -266,15 +262,6 @@ cdef void edit_line(const Columns *block, Py_ssize_t i, real *to) noexcept nogil
             to[j] = to[j] if mask[j * block.mask_column] else <real> -INFINITY
 
 
-cdef inline real element_of(const Columns *column, Py_ssize_t i, real unused) noexcept nogil:
-    """Row i of a block of one column, as the loops see it."""
-    cdef real value
-    if not column.edited:
-        return (<const real *> (column.x + i * column.x_stride))[0]
-    edit_line(column, i, &value)
-    return value
-
-
 cdef inline void range_limits(
     double ref, const real *unused, bits *low, bits *high
 ) noexcept nogil:
@@ -371,11 +358,11 @@ cdef bint try_block(
 
 
 cdef inline void column_maxima(
-    const char *x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t width, bint leaving,
-    const real *left_out, real *top
+    const char *x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t width, const real *left_out,
+    real *top
 ) noexcept nogil:
-    """The largest of each column and of what is in `top`, NaN left aside, and where `leaving` what
-    equals `left_out`."""
+    """The largest of each column, but for NaN and what equals `left_out`, and of what is in
+    `top`."""
     cdef Py_ssize_t i, j
     cdef const real *line
     cdef real value
@@ -383,9 +370,46 @@ cdef inline void column_maxima(
         line = <const real *> (x + i * stride)
         for j in range(width):
             value = line[j]
-            if leaving:
-                value = <real> -INFINITY if value == left_out[j] else value
+            value = <real> -INFINITY if value == left_out[j] else value
             top[j] = value if value > top[j] else top[j]
+
+
+cdef inline void column_peaks(
+    const char *x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t width, real *top, real *partner
+) noexcept nogil:
+    """The largest of each column and of what is in `top`, and the other element of its pair.  Of
+    columns with a NaN: anything."""
+    cdef Py_ssize_t i = 0, j
+    cdef const real *a
+    cdef const real *b
+    cdef const real *c
+    cdef const real *d
+    cdef real larger, smaller, other, rest
+    while i + 3 < rows:
+        a = <const real *> (x + i * stride)
+        b = <const real *> (x + (i + 1) * stride)
+        c = <const real *> (x + (i + 2) * stride)
+        d = <const real *> (x + (i + 3) * stride)
+        for j in range(width):
+            larger = a[j] if a[j] > b[j] else b[j]
+            smaller = b[j] if a[j] > b[j] else a[j]
+            other = c[j] if c[j] > d[j] else d[j]
+            rest = d[j] if c[j] > d[j] else c[j]
+            smaller = rest if other > larger else smaller
+            larger = other if other > larger else larger
+            partner[j] = smaller if larger > top[j] else partner[j]
+            top[j] = larger if larger > top[j] else top[j]
+        i += 4
+    while i < rows:
+        a = <const real *> (x + i * stride)
+        b = <const real *> (x + (i + 1) * stride if i + 1 < rows else x + i * stride)
+        for j in range(width):
+            larger = a[j] if a[j] > b[j] else b[j]
+            smaller = b[j] if a[j] > b[j] else a[j]
+            smaller = <real> -INFINITY if i + 1 == rows else smaller
+            partner[j] = smaller if larger > top[j] else partner[j]
+            top[j] = larger if larger > top[j] else top[j]
+        i += 2
 
 
 cdef void careful_block(
@@ -408,7 +432,7 @@ cdef void careful_block(
     for j in range(width):
         top[j] = <real> -INFINITY
     column_maxima(
-        block.x + start * block.x_stride, block.x_stride, rows, width, True, left_out, top)
+        block.x + start * block.x_stride, block.x_stride, rows, width, left_out, top)
     for j in range(width):
         nothing[j] = <real> -INFINITY
         k = exponent_of(top[j] * <double> scales[j] if block.scaling else top[j])
@@ -439,17 +463,15 @@ cdef void careful_block(
 
 cdef bint column_sums(
     const Columns *block, Py_ssize_t start, Py_ssize_t stop, const real *left_out, char *y,
-    ColumnSums *sums, real *maxima, real *places
+    ColumnSums *sums, real *maxima, real *partners
 ) noexcept nogil:
     """The extended sum of every column over rows start ... stop, without elements that equal
-    `left_out` unless that is NULL, and its largest element, and in which rows that is, unless
-    `maxima` is.  True: all terms were in range, relative to the sums' exponents, and y has them
-    unless it is NULL."""
-    cdef real top[COLUMNS]
+    `left_out` unless that is NULL, and what column_peaks() finds unless `maxima` is.  True: all
+    terms were in range, relative to the sums' exponents, and y has them unless it is NULL."""
     cdef real floor[COLUMNS]
     cdef real magic[COLUMNS]
     cdef real tile[TILE_ROWS * COLUMNS]
-    cdef Py_ssize_t i = start, j, k, rows, first, most = TILE_ROWS if block.edited else BLOCK_ROWS
+    cdef Py_ssize_t i = start, j, rows, first, most = TILE_ROWS if block.edited else BLOCK_ROWS
     cdef const real *x = <const real *> (block.x + start * block.x_stride)
     cdef const real *scale = <const real *> block.parameters
     cdef Columns edited
@@ -486,7 +508,7 @@ cdef bint column_sums(
     if maxima != NULL:
         for j in range(block.width):
             maxima[j] = <real> -INFINITY
-            places[j] = 0
+            partners[j] = <real> -INFINITY
     while i < stop:
         rows = stop - i if stop - i < most else most
         source = block
@@ -512,22 +534,10 @@ cdef bint column_sums(
             for j in range(block.width):
                 exponent = sums.exponent[j]
                 sums.top[j] = exponent if exponent > sums.top[j] else sums.top[j]
-        k = 0
-        if maxima != NULL and block.n < MENDED_ROWS:  # while the rows are in a cache
-            column_maxima(
-                source.x + first * source.x_stride, source.x_stride, rows, block.width, False,
-                left_out, maxima)
-        elif maxima != NULL:
-            while k < rows:
-                memcpy(top, maxima, block.width * sizeof(real))
-                column_maxima(
-                    source.x + (first + k) * source.x_stride, source.x_stride,
-                    rows - k if rows - k < PLACE_ROWS else PLACE_ROWS, block.width, False,
-                    left_out, top)
-                for j in range(block.width):
-                    places[j] = (i + k) // PLACE_ROWS if top[j] > maxima[j] else places[j]
-                    maxima[j] = top[j]
-                k += PLACE_ROWS
+        if maxima != NULL:  # while the rows are in a cache
+            column_peaks(
+                source.x + first * source.x_stride, source.x_stride, rows, block.width, maxima,
+                partners)
         i += rows
     # _rows.pxi sums a column anew when it is too high.
     for j in range(block.width):
@@ -769,7 +779,7 @@ cdef bint sum_columns(
     """column_sums() of all rows, in `sums`, one per chunk, the first of which is the whole then;
     `refs`: its exponents before.  True as there."""
     cdef Py_ssize_t index, j, start
-    cdef real *places = <real *> block.places
+    cdef real *partners = <real *> block.partners
     cdef real value
     cdef char *y = block.y if block.keep and left_out == NULL else NULL
     cdef bint uniform = False
@@ -780,7 +790,7 @@ cdef bint sum_columns(
             uniform = column_sums(
                 block, start, start + block.chunk if index + 1 < block.n_chunks else block.n,
                 left_out, y, sums + index, maxima + index * COLUMNS if maxima != NULL else NULL,
-                places + index * COLUMNS if maxima != NULL else NULL)
+                partners + index * COLUMNS if maxima != NULL else NULL)
     else:
         for index in prange(block.n_chunks, num_threads=block.n_threads, schedule="static"):
             callers = enter()
@@ -788,7 +798,7 @@ cdef bint sum_columns(
                 block, index * block.chunk,
                 (index + 1) * block.chunk if index + 1 < block.n_chunks else block.n,
                 left_out, y, sums + index, maxima + index * COLUMNS if maxima != NULL else NULL,
-                places + index * COLUMNS if maxima != NULL else NULL)
+                partners + index * COLUMNS if maxima != NULL else NULL)
             leave(callers)
     memcpy(refs, sums.exponent, block.width * sizeof(double))
     for index in range(1, block.n_chunks):
@@ -796,51 +806,41 @@ cdef bint sum_columns(
         if maxima != NULL:
             for j in range(block.width):
                 value = maxima[index * COLUMNS + j]
-                places[j] = places[index * COLUMNS + j] if value > maxima[j] else places[j]
+                partners[j] = partners[index * COLUMNS + j] if value > maxima[j] else partners[j]
                 maxima[j] = value if value > maxima[j] else maxima[j]
     return uniform and block.n_chunks == 1
 
 
-cdef bint others_beside(
-    const Columns *block, Py_ssize_t j, real n, double total, double low, double exponent,
-    double *others
+cdef inline void mend_others(
+    Py_ssize_t width, const real *largest, const real *partner, const real *n, bint scaling,
+    const real *scale, const double *total, const double *low, const double *exponent,
+    double least, double *others, int64_t *again
 ) noexcept nogil:
-    """A column's sum without its largest element, of exponent n, which holds more than half of it:
-    the pair that was added as one is taken away, and the other of the pair added.  False: that
-    would cancel too much."""
-    cdef Columns column = block[0]
-    cdef real scale = (<const real *> block.parameters)[j]
-    cdef real largest = (<const real *> block.maxima)[j]
-    cdef Py_ssize_t i = <Py_ssize_t> (<const real *> block.places)[j] * PLACE_ROWS
-    cdef Py_ssize_t stop = i + PLACE_ROWS if i + PLACE_ROWS < block.n else block.n
-    cdef real magic, value = 0, m, term, other = 0
-    cdef double pair
-    column.width = 1
-    column.x += j * block.x_column
-    if block.mask != NULL:
-        column.mask += j * block.mask_column
-    if block.scales != NULL:
-        column.scales += j * block.scale_step
-    while i < stop:
-        value = element_of(&column, i, value)
-        if value == largest:
-            break
-        i += 1
-    if i == stop:
-        return False
-    term = mantissa_at(largest, n, block.scaling, scale)
-    i = i + 1 if i % 2 == 0 else i - 1
-    if i < block.n:
-        value = element_of(&column, i, value)
-        if (largest - value) * scale < 60:  # beyond, neither sum would change
-            set_magic(0, &magic)
-            m = rounded_at(value, magic, block.scaling, scale) - magic
-            other = <real> (mantissa_at(value, m, block.scaling, scale) * power(m - n))
-    pair = term + other
-    pair *= power(n - exponent)
-    others[0] = ((total - pair) + low) + other * power(n - exponent)
-    # What n additions in double may have rounded is less than half a unit of a float.
-    return others[0] >= total * (block.n * power(-30))
+    """The sums of columns without their largest elements, of exponents n, which hold more than half
+    of them: the pair that was added as one is taken away, and the other of the pair added.  `again`
+    no longer where that leaves as much as `least` of the sum, so that it did not cancel too
+    much."""
+    cdef Py_ssize_t j
+    cdef real magic, beside, size, term, other, m
+    cdef double magic64, factor, pair, rest, rest_low
+    cdef int64_t mended
+    set_magic(0, &magic)
+    set_magic(0, &magic64)
+    for j in range(width):
+        size = scale[j] if scaling else <real> 1
+        # What is farther away changes neither sum.
+        beside = partner[j] if (largest[j] - partner[j]) * size < 60 else largest[j]
+        m = rounded_at(beside, magic, scaling, size) - magic
+        other = times_power(mantissa_at(beside, m, scaling, size), magic + (m - n[j]))
+        other = other if (largest[j] - partner[j]) * size < 60 else 0
+        term = mantissa_at(largest[j], n[j], scaling, size)
+        factor = times_power(1.0, magic64 - (exponent[j] - n[j]))
+        pair = term + other  # rounded as it was
+        sum_in_two(total[j] - pair * factor, other * factor, &rest, &rest_low)
+        rest += rest_low + low[j]
+        mended = again[j] & (rest >= least * total[j])
+        others[j] = rest if mended else others[j]
+        again[j] = again[j] ^ mended
 
 
 cdef void log_columns(
@@ -890,11 +890,15 @@ cdef void log_columns(
     for j in range(width):
         others_exponent[j] = exponent[j]
         again[j] &= regular[j]
-    if block.n >= MENDED_ROWS:
-        for j in range(width):
-            if again[j] and others_beside(
-                    block, j, n[j], total[j], total_low[j], exponent[j], &others[j]):
-                again[j] = 0
+    # What n additions in double may have rounded is less than half a unit of a float then.
+    if block.scaling:
+        mend_others(
+            width, maxima, <const real *> block.partners, <const real *> n, True, scale, total,
+            total_low, exponent, block.n * power(-30), others, again)
+    else:
+        mend_others(
+            width, maxima, <const real *> block.partners, <const real *> n, False, scale, total,
+            total_low, exponent, block.n * power(-30), others, again)
     for j in range(width):
         any_again |= again[j]
         left_out[j] = maxima[j] if again[j] else <real> NAN

@@ -601,7 +601,7 @@ cdef void run_columns_range(
     block.parameters = row.largest + row_chunks
     if block.logarithm or call.operation == LOGSUMEXP:
         block.maxima = <real *> block.parameters + 6 * COLUMNS
-        block.places = <real *> block.maxima + chunks * COLUMNS
+        block.partners = <real *> block.maxima + chunks * COLUMNS
     block.row = &row
     for task in range(first, last):
         # The first block is narrower, so that the others begin on a cache line of y.
