@@ -377,8 +377,8 @@ cdef inline void column_maxima(
 cdef inline void column_peaks(
     const char *x, Py_ssize_t stride, Py_ssize_t rows, Py_ssize_t width, real *top, real *partner
 ) noexcept nogil:
-    """The largest of each column and of what is in `top`, and the other element of its pair.  Of
-    columns with a NaN: anything."""
+    """The largest of each column and of what is in `top`, and the other element of its pair; itself
+    where an odd last row has it.  Of columns with a NaN: anything."""
     cdef Py_ssize_t i = 0, j
     cdef const real *a
     cdef const real *b
@@ -406,7 +406,6 @@ cdef inline void column_peaks(
         for j in range(width):
             larger = a[j] if a[j] > b[j] else b[j]
             smaller = b[j] if a[j] > b[j] else a[j]
-            smaller = <real> -INFINITY if i + 1 == rows else smaller
             partner[j] = smaller if larger > top[j] else partner[j]
             top[j] = larger if larger > top[j] else top[j]
         i += 2
@@ -828,11 +827,11 @@ cdef inline void mend_others(
     set_magic(0, &magic64)
     for j in range(width):
         size = scale[j] if scaling else <real> 1
-        # What is farther away changes neither sum.
+        # What is farther away changes neither sum: the element itself does instead, taken away
+        # twice and added once, exactly.  So it does where it was added alone.
         beside = partner[j] if (largest[j] - partner[j]) * size < 60 else largest[j]
         m = rounded_at(beside, magic, scaling, size) - magic
         other = times_power(mantissa_at(beside, m, scaling, size), magic + (m - n[j]))
-        other = other if (largest[j] - partner[j]) * size < 60 else 0
         term = mantissa_at(largest[j], n[j], scaling, size)
         factor = times_power(1.0, magic64 - (exponent[j] - n[j]))
         pair = term + other  # rounded as it was
