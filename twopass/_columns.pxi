@@ -3,7 +3,8 @@
 #
 # The grid is of rows alone, so neither the number of threads nor the width of a block shows in the
 # bits.  As in _blocks.pxi, fast loops watch the range and careful ones repeat what left it.
-# For logarithms beside an element that dominates, the block is summed again without such elements.
+# For logarithms beside an element that dominates, that is taken from the sum with what it was added
+# to; where that leaves too few digits, the block is summed again without such elements.
 # Columns that need more (huge values, +inf) get their sum from _rows.pxi, one by one; the map below
 # serves them all.
 
