@@ -48,14 +48,20 @@ cdef inline void sum_in_two(double a, double b, double *high, double *low) noexc
     two_sum(high, low, b)
 
 
+cdef inline void lower_half(double *total, double *rest, double *exponent) noexcept nogil:
+    """A normalised sum as one of 0.75 to 1.5, so that log(total) and exponent * ln 2 do not
+    cancel."""
+    cdef bint halved = total[0] > 1.5
+    total[0] = 0.5 * total[0] if halved else total[0]
+    rest[0] = 0.5 * rest[0] if halved else rest[0]
+    exponent[0] = exponent[0] + 1 if halved else exponent[0]
+
+
 cdef inline void log_of_sum(
     double total, double rest, double exponent, double *high, double *low
 ) noexcept nogil:
     """high + low = log((total + rest) * 2**exponent) for a normalised sum."""
-    cdef bint halved = total > 1.5  # so that log(total) and exponent * ln 2 do not cancel
-    total = 0.5 * total if halved else total
-    rest = 0.5 * rest if halved else rest
-    exponent = exponent + 1 if halved else exponent
+    lower_half(&total, &rest, &exponent)
     sum_in_two(
         exponent * LN2_HIGH_F64,
         exponent * LN2_LOW_F64 + (log1p_of(total - 1) + rest / total), high, low)
@@ -108,15 +114,21 @@ cdef inline void logs_of(
 ) noexcept nogil:
     """The logarithms of the sums: high + low, and where an element is large, largest_low besides.
     Those that are not `whole` have left the range of these loops."""
-    cdef double magic, k, of_others, sum_high, sum_low
+    cdef double magic, k, total, rest, power_of_two, z, logarithm, sum_high, sum_low
     cdef Py_ssize_t r
     set_magic(0, &magic)
     for r in range(count):
         k = others_exponent[r] - n[r]
-        of_others = log1p_of(
-            times_power(beside(others[r], n[r], largest[r], largest_low[r]), magic + k))
-        log_of_sum(high[r], low[r], exponent[r], &sum_high, &sum_low)
+        total = high[r]
+        rest = low[r]
+        power_of_two = exponent[r]
+        lower_half(&total, &rest, &power_of_two)
+        z = times_power(beside(others[r], n[r], largest[r], largest_low[r]), magic + k)
+        logarithm = log1p_of(z if large[r] else total - 1)  # one for both: see log_of_sum()
+        sum_in_two(
+            power_of_two * LN2_HIGH_F64,
+            power_of_two * LN2_LOW_F64 + (logarithm + rest / total), &sum_high, &sum_low)
         log_high[r] = largest[r] if large[r] else sum_high
-        log_low[r] = of_others if large[r] else sum_low
+        log_low[r] = logarithm if large[r] else sum_low
         # Else times_power() has left the range of normal numbers.
         whole[r] = (large[r] == 0) | ((others[r] > 0) & (k > -900))

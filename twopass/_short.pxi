@@ -14,7 +14,7 @@ cdef enum:
     SHORT_LOG_SOFTMAX = 800
     SHORT_BYTES = 1024  # logsumexp, cross-entropy, and whatever would be gathered
     TILE_BYTES = SHORT_BYTES * TILE
-    PIECE = 64  # elements of a row that are transposed at a time
+    PIECE = 16  # elements of a row that are transposed at a time, at most
 
 
 ctypedef struct Tile:
@@ -112,6 +112,16 @@ cdef void tile_largest(const real *tile, Py_ssize_t n, real *largest) noexcept n
     memcpy(largest, found, TILE * sizeof(real))
 
 
+cdef inline void add_lane(
+    double *total, double *error, double other, double other_error, const real *unused
+) noexcept nogil:
+    if real is float:
+        total[0] += other
+    else:
+        two_sum(total, error, other)
+        error[0] += other_error
+
+
 cdef inline void collapse_tile(
     double *total, double *error, Py_ssize_t lanes, const real *unused
 ) noexcept nogil:
@@ -119,19 +129,71 @@ cdef inline void collapse_tile(
     cdef Py_ssize_t i, half = LANES // 2
     while half >= 1:
         for i in range(TILE * (lanes - half if lanes < 2 * half else half)):
-            if real is float:
-                total[i] += total[half * TILE + i]
-            else:
-                two_sum(&total[i], &error[i], total[half * TILE + i])
-                error[i] += error[half * TILE + i]
+            add_lane(
+                &total[i], &error[i], total[half * TILE + i], error[half * TILE + i], unused)
         half //= 2
 
 
-cdef void tile_sums(
-    const real *tile, Py_ssize_t n, double *total, double *error
+cdef inline void add_few(
+    const real *tile, int lanes, bint paired, double *total, double *error
 ) noexcept nogil:
+    """tile_sums() of rows that fill `lanes` lanes, each with one term, or where `paired` with two;
+    in registers."""
+    cdef double t[LANES]
+    cdef double e[LANES]
+    cdef Py_ssize_t r
+    cdef int j
+    for r in range(TILE):
+        for j in range(LANES):
+            t[j] = 0
+            e[j] = 0
+            if j < lanes:
+                t[j] = tile[j * TILE + r]
+                if paired:
+                    t[j] = tile[j * TILE + r] + tile[(LANES + j) * TILE + r]
+        for j in range(8):
+            if lanes > 8:
+                add_lane(&t[j], &e[j], t[j + 8], e[j + 8], tile)
+        for j in range(4):
+            if lanes > 4:
+                add_lane(&t[j], &e[j], t[j + 4], e[j + 4], tile)
+        for j in range(2):
+            if lanes > 2:
+                add_lane(&t[j], &e[j], t[j + 2], e[j + 2], tile)
+        add_lane(&t[0], &e[0], t[1], e[1], tile)
+        total[r] = t[0]
+        if real is double:
+            error[r] = e[0]
+
+
+cdef inline bint sum_few(
+    real *tile, Py_ssize_t n, double *total, double *error
+) noexcept nogil:
+    """tile_sums() of rows of no more than a step; elements of 0 are added.  False: there are
+    more."""
+    cdef Py_ssize_t whole = STEP
+    if n > STEP:
+        return False
+    whole = LANES if n <= LANES else whole
+    whole = 8 if n <= 8 else whole
+    whole = 4 if n <= 4 else whole
+    memset(tile + n * TILE, 0, (whole - n) * TILE * sizeof(real))
+    if whole == STEP:
+        add_few(<const real *> tile, LANES, True, total, error)
+    elif whole == LANES:
+        add_few(<const real *> tile, LANES, False, total, error)
+    elif whole == 8:
+        add_few(<const real *> tile, 8, False, total, error)
+    else:
+        add_few(<const real *> tile, 4, False, total, error)
+    return True
+
+
+cdef void tile_sums(real *tile, Py_ssize_t n, double *total, double *error) noexcept nogil:
     """Add the terms of each row up in LANES lanes, and those."""
     cdef Py_ssize_t k = 0, i, count, pairs
+    if sum_few(tile, n, total, error):
+        return
     while k < n:
         count = TILE * (n - k if n - k < LANES else LANES)
         pairs = TILE * (0 if n - k < LANES else n - k - LANES if n - k < STEP else LANES)
@@ -226,7 +288,7 @@ cdef void find_terms(
         out.in_range[r] &= fabs(out.top[r]) <= limit - 1
 
 
-cdef void add_terms(const real *tile, Py_ssize_t n, Tile *out) noexcept nogil:
+cdef void add_terms(real *tile, Py_ssize_t n, Tile *out) noexcept nogil:
     """The sums of a Tile, not normalised."""
     cdef double total[LANES * TILE]
     cdef double error[LANES * TILE]
@@ -244,7 +306,7 @@ cdef void reduce_tile(
     """The elements become terms, as find_terms() has it; the sum of each row, as reduce() gives
     it."""
     find_terms(tile, n, beside, sinking, scales, out)
-    add_terms(<const real *> tile, n, out)
+    add_terms(tile, n, out)
     normalise_each(out.high, out.low, out.exponent)
 
 
@@ -258,22 +320,84 @@ cdef inline Sum sum_of(const Tile *found, Py_ssize_t r) noexcept nogil:
     return sum
 
 
+cdef inline Py_ssize_t piece_length(Py_ssize_t n, const real *unused) noexcept nogil:
+    """Elements of a row of n that are transposed at a time: as many as a vector has, or the next
+    smaller power of 2.  So vectors are stored and read back whole."""
+    cdef Py_ssize_t length = VECTOR_BYTES // sizeof(real)
+    while length > n:
+        length //= 2
+    return length
+
+
+cdef inline Py_ssize_t next_piece(Py_ssize_t k, Py_ssize_t n, Py_ssize_t length) noexcept nogil:
+    """Where the piece after k begins; the last one takes some elements again."""
+    return k + length if k + 2 * length <= n else n - length
+
+
+cdef inline void transpose_piece(
+    const real *rows, Py_ssize_t stride, Py_ssize_t length, real *tile
+) noexcept nogil:
+    """By way of a copy that no other pointer leads to: that is done in vectors."""
+    cdef real copy[TILE * PIECE]
+    cdef Py_ssize_t k, r
+    for r in range(TILE):
+        memcpy(copy + r * length, rows + r * stride, length * sizeof(real))
+    for k in range(length):
+        for r in range(TILE):
+            tile[k * TILE + r] = copy[r * length + k]
+
+
 cdef void transpose(
     const real *rows, Py_ssize_t stride, Py_ssize_t n, real *tile
 ) noexcept nogil:
-    """A tile of rows that are `stride` elements apart.
+    """A tile of rows that are `stride` elements apart."""
+    cdef real copy[TILE * PIECE]
+    cdef Py_ssize_t length = VECTOR_BYTES // sizeof(real), k = 0, r
+    if n >= length:
+        while True:
+            transpose_piece(
+                rows + k, stride, VECTOR_BYTES // sizeof(real), tile + k * TILE)
+            if k + length == n:
+                return
+            k = next_piece(k, n, length)
+    for k in range(n):
+        for r in range(TILE):
+            copy[k * TILE + r] = rows[r * stride + k]
+    memcpy(tile, copy, n * TILE * sizeof(real))
 
-    Piece by piece, into a copy that no other pointer leads to: that is done in vectors.
-    """
-    cdef real copy[PIECE * TILE]
-    cdef Py_ssize_t k, r, start = 0, count
-    while start < n:
-        count = n - start if n - start < PIECE else PIECE
-        for k in range(count):
-            for r in range(TILE):
-                copy[k * TILE + r] = rows[r * stride + start + k]
-        memcpy(tile + start * TILE, copy, count * TILE * sizeof(real))
-        start += count
+
+cdef inline void untranspose_piece(
+    const real *tile, Py_ssize_t length, Py_ssize_t stride, real *rows
+) noexcept nogil:
+    cdef real copy[TILE * PIECE]
+    cdef Py_ssize_t k, r
+    for r in range(TILE):
+        for k in range(length):
+            copy[r * length + k] = tile[k * TILE + r]
+    for r in range(TILE):
+        memcpy(rows + r * stride, copy + r * length, length * sizeof(real))
+
+
+cdef void untranspose(
+    const real *tile, Py_ssize_t n, Py_ssize_t stride, real *rows
+) noexcept nogil:
+    """transpose() backwards."""
+    cdef Py_ssize_t length = piece_length(n, tile), k = 0
+    while True:
+        # With constants, so that each is compiled as straight code.
+        if length == 16:
+            untranspose_piece(tile + k * TILE, 16, stride, rows + k)
+        elif length == 8:
+            untranspose_piece(tile + k * TILE, 8, stride, rows + k)
+        elif length == 4:
+            untranspose_piece(tile + k * TILE, 4, stride, rows + k)
+        elif length == 2:
+            untranspose_piece(tile + k * TILE, 2, stride, rows + k)
+        else:
+            untranspose_piece(tile + k * TILE, 1, stride, rows + k)
+        if k + length == n:
+            return
+        k = next_piece(k, n, length)
 
 
 cdef inline bint is_plain(const Call *call) noexcept nogil:
@@ -300,15 +424,23 @@ cdef void read_into_tile(
     transpose(<const real *> rows, n, n, tile)
 
 
+cdef inline bint evenly_spaced(
+    const Operand *array, Py_ssize_t count, const real *unused
+) noexcept nogil:
+    """A whole tile of rows, as many elements apart as a stride says."""
+    return (array.direct and count == TILE and array.rows.ndim == 1
+            and array.rows.strides[0] % sizeof(real) == 0)
+
+
 cdef void load_plain(
     const Operand *x, Py_ssize_t n, Py_ssize_t start, Py_ssize_t count, real *tile
 ) noexcept nogil:
     """Rows start ... start + count, which lie as the loops want them; the first one again for those
     that a tile has besides."""
-    cdef Py_ssize_t k, r, stride = x.rows.strides[0]
+    cdef Py_ssize_t k, r
     cdef const real *place = <const real *> row_of(x, start)
-    if count == TILE and x.rows.ndim == 1 and stride % sizeof(real) == 0:
-        transpose(place, stride // <Py_ssize_t> sizeof(real), n, tile)
+    if evenly_spaced(x, count, tile):
+        transpose(place, x.rows.strides[0] // <Py_ssize_t> sizeof(real), n, tile)
         return
     for r in range(TILE):
         place = <const real *> row_of(x, start + (r if r < count else 0))
@@ -326,29 +458,37 @@ cdef void into_tile(
         read_into_tile(call, row, start, count, tile, scales)
 
 
-cdef inline void out_of_tile(
-    const real *tile, Py_ssize_t n, Py_ssize_t r, real *y
-) noexcept nogil:
-    cdef Py_ssize_t k = 0, i
-    while k + 4 <= n:
-        for i in range(4):
-            y[k + i] = tile[(k + i) * TILE + r]
-        k += 4
-    for i in range(k, n):
-        y[i] = tile[i * TILE + r]
+cdef inline bint all_of(const int64_t *chosen, Py_ssize_t count) noexcept nogil:
+    """Whether all are 1, as none is given."""
+    cdef int64_t all_chosen = 1
+    cdef Py_ssize_t r
+    if chosen != NULL:
+        for r in range(count):
+            all_chosen &= chosen[r]
+    return all_chosen != 0
 
 
-cdef inline void write_row(
-    const Operand *y, const real *tile, Py_ssize_t n, Py_ssize_t r, Py_ssize_t index
+cdef void write_rows(
+    const Operand *y, const real *tile, Py_ssize_t n, Py_ssize_t start, Py_ssize_t count,
+    const int64_t *chosen
 ) noexcept nogil:
-    """Row r of the tile becomes row number `index` of y."""
-    cdef char space[SHORT_BYTES + LINE_BYTES]
-    cdef real *buffer = <real *> aligned(space)
-    if y.direct:
-        out_of_tile(tile, n, r, <real *> row_of(y, index))
-    else:
-        out_of_tile(tile, n, r, buffer)
-        store(y, row_of(y, index), 0, n, <const real *> buffer)
+    """Those rows of the tile that are chosen, or all where it is NULL, become rows start ... start
+    + count of y."""
+    cdef char space[TILE_BYTES + LINE_BYTES]
+    cdef real *rows = <real *> aligned(space)
+    cdef Py_ssize_t r
+    if evenly_spaced(y, count, tile) and all_of(chosen, count):
+        untranspose(
+            tile, n, y.rows.strides[0] // <Py_ssize_t> sizeof(real), <real *> row_of(y, start))
+        return
+    untranspose(tile, n, n, rows)
+    for r in range(count):
+        if chosen != NULL and not chosen[r]:
+            continue
+        if y.direct:
+            memcpy(row_of(y, start + r), rows + r * n, n * sizeof(real))
+        else:
+            store(y, row_of(y, start + r), 0, n, <const real *> rows + r * n)
 
 
 cdef void softmax_tile(
@@ -376,10 +516,9 @@ cdef void softmax_tile(
     for k in range(call.n):
         for r in range(TILE):
             tile[k * TILE + r] = times_pair(tile[k * TILE + r], scale[r], scale_low[r])
+    write_rows(call.y, <const real *> tile, call.n, start, count, found.in_range)
     for r in range(count):
-        if found.in_range[r]:
-            write_row(call.y, <const real *> tile, call.n, r, start + r)
-        else:
+        if not found.in_range[r]:
             run_row(call, row, start + r, NULL, tile)
 
 
@@ -398,7 +537,7 @@ cdef void reduce_others(
     for k in range(n):
         for r in range(TILE):
             tile[k * TILE + r] = 0 if tile[k * TILE + r] == left_out[r] else tile[k * TILE + r]
-    tile_sums(<const real *> tile, n, total, error)
+    tile_sums(tile, n, total, error)
     for r in range(TILE):
         high[r] = total[r]
         low[r] = 0 if real is float else error[r]
@@ -475,6 +614,7 @@ cdef void log_softmax_tile(
     """`tile` has the rows themselves."""
     cdef real high[TILE]
     cdef real low[TILE]
+    cdef int64_t good[TILE]
     cdef Py_ssize_t k, r
     cdef double total
     cdef bint exact
@@ -487,11 +627,14 @@ cdef void log_softmax_tile(
     for k in range(call.n):
         for r in range(TILE):
             tile[k * TILE + r] = (tile[k * TILE + r] - high[r]) - low[r]
+    for r in range(TILE):
+        good[r] = found.in_range[r] & logs.whole[r]
+    write_rows(call.y, <const real *> tile, call.n, start, count, <const int64_t *> good)
     for r in range(count):
+        if good[r]:
+            continue
         if not found.in_range[r]:
             run_row(call, row, start + r, NULL, tile)
-        elif logs.whole[r]:
-            write_row(call.y, <const real *> tile, call.n, r, start + r)
         else:
             place(call, row, start + r)
             begin(row)
@@ -542,11 +685,11 @@ cdef void run_short(
                 reduce_tile(tile, n, <const real *> largest, True, &scales, &found)
         if call.operation == SOFTMAX:
             softmax_tile(call, row, tile, &found, start, count)
+        elif call.operation == LOGSUMEXP:
+            tile_logs(tile, n, <const real *> largest, &found, &logs)
+            logsumexp_tile(call, row, &found, &logs, start, count, unused)
         else:
             tile_logs(tile, n, <const real *> largest, &found, &logs)
-        if call.operation == LOGSUMEXP:
-            logsumexp_tile(call, row, &found, &logs, start, count, unused)
-        elif call.operation == LOG_SOFTMAX:
             into_tile(call, row, start, count, tile, &scales)
             log_softmax_tile(call, row, tile, &found, &logs, start, count)
         start += count

@@ -34,16 +34,17 @@ cdef void load_tile(
 
 
 cdef void store_tile(
-    const Operand *array, Py_ssize_t n, Py_ssize_t start, Py_ssize_t count, const real *tile
+    const Operand *array, Py_ssize_t n, Py_ssize_t start, Py_ssize_t count, const real *tile,
+    const int64_t *chosen
 ) noexcept nogil:
-    cdef Py_ssize_t r, k
+    """write_rows()."""
+    cdef Py_ssize_t k
     cdef char *place = row_of(array, start)
-    if count == TILE and lies_beside(array, start, tile):
+    if count == TILE and lies_beside(array, start, tile) and all_of(chosen, count):
         for k in range(n):
             memcpy(place + k * array.line.strides[0], tile + k * TILE, TILE * sizeof(real))
-        return
-    for r in range(count):
-        write_row(array, tile, n, r, start + r)
+    else:
+        write_rows(array, tile, n, start, count, chosen)
 
 
 cdef inline void tile_products(
@@ -154,7 +155,6 @@ cdef void cross_entropy_tile(
     cdef real *beside = tile
     cdef double smoothed[TILE]
     cdef int64_t good[TILE]
-    cdef int64_t all_good = 1
     cdef double limit = exponent_limit(<real> 0)
     cdef Labels labels
     cdef Scales scales
@@ -183,7 +183,7 @@ cdef void cross_entropy_tile(
         find_terms(tile, n, <const real *> largest, True, &scales, &found)
     for r in range(TILE):
         tile[labels.place[r] * TILE + r] = 0
-    add_terms(<const real *> tile, n, &found)
+    add_terms(tile, n, &found)
     for r in range(TILE):
         found.exponent[r] += normal_form(&found.high[r], &found.low[r])
     weigh_each(
@@ -196,17 +196,12 @@ cdef void cross_entropy_tile(
         gradient_tile(call, &labels, &weights, found.ref, start, count, tile, good)
     for r in range(count):
         good[r] |= labels.ignored[r]
-        all_good &= good[r]
         call.losses[start + r] = 0 if labels.ignored[r] else weights.loss[r] + smoothed[r]
-    if call.y != NULL and all_good:
-        store_tile(call.y, n, start, count, <const real *> tile)
-    if all_good:
-        return
+    if call.y != NULL:
+        store_tile(call.y, n, start, count, <const real *> tile, <const int64_t *> good)
     for r in range(count):
         if not good[r]:
             training_row(call, row, logits, start + r, tile)
-        elif call.y != NULL:
-            write_row(call.y, <const real *> tile, n, r, start + r)
 
 
 cdef void run_short_training(
@@ -251,4 +246,4 @@ cdef void softmax_backward_tile(
     for k in range(n):
         for r in range(TILE):
             y[k * TILE + r] = y[k * TILE + r] * ((g[k * TILE + r] - high[r]) - low[r])
-    store_tile(call.out, n, start, count, <const real *> y)
+    store_tile(call.out, n, start, count, <const real *> y, NULL)
