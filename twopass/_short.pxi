@@ -591,15 +591,25 @@ cdef void logsumexp_tile(
     const Call *call, Row *row, Tile *found, const Logs *logs, Py_ssize_t start,
     Py_ssize_t count, real *unused
 ) noexcept nogil:
+    cdef double result[TILE]
+    cdef int64_t good[TILE]
     cdef Py_ssize_t r
-    cdef double result
     cdef Sum sum
+    for r in range(TILE):
+        result[r] = logs.high[r] + logs.low[r]
+        good[r] = found.in_range[r] & logs.whole[r]
+        if real is float:
+            good[r] &= fabs(result[r]) >= 0.5
+    if call.y.rows.ndim == 1 and all_of(<const int64_t *> good, count):
+        scatter_kind(
+            call.y.kind, row_of(call.y, start), call.y.rows.strides[0], count,
+            <const double *> result)
+        return
     for r in range(count):
-        result = logs.high[r] + logs.low[r]
-        if not found.in_range[r]:
+        if good[r]:
+            scatter_kind(call.y.kind, row_of(call.y, start + r), 0, 1, <const double *> result + r)
+        elif not found.in_range[r]:
             run_row(call, row, start + r, NULL, unused)
-        elif logs.whole[r] and (real is double or fabs(result) >= 0.5):
-            scatter_kind(call.y.kind, row_of(call.y, start + r), 0, 1, &result)
         else:
             place(call, row, start + r)
             begin(row)
