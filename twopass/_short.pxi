@@ -587,19 +587,69 @@ cdef void tile_logs(
         <const int64_t *> large, out.high, out.low, out.whole)
 
 
+cdef void precise_logs(
+    const Call *call, Row *row, Py_ssize_t start, Py_ssize_t count, int64_t *wanted,
+    double *result, const real *unused
+) noexcept nogil:
+    """write_log() of the rows that are `wanted` because their results are near 0, from a tile of
+    them in double.  Those that this cannot do are still wanted then."""
+    cdef char space[TILE_BYTES + LINE_BYTES]
+    cdef char row_space[TILE_BYTES + LINE_BYTES]
+    cdef double *tile = <double *> aligned(space)
+    cdef double *rows = <double *> aligned(row_space)
+    cdef real buffer[SHORT_BYTES]
+    cdef double largest[TILE]
+    cdef Py_ssize_t places[TILE]
+    cdef Py_ssize_t n = call.n, found_rows = 0, r, k
+    cdef const real *x
+    cdef Scales scales
+    cdef Tile found
+    cdef Logs logs
+    if n * sizeof(double) > SHORT_BYTES:
+        return
+    for r in range(count):
+        if wanted[r]:
+            places[found_rows] = r
+            place(call, row, start + r)
+            x = read(row, 0, n, buffer)
+            for k in range(n):
+                rows[found_rows * n + k] = x[k]
+            found_rows += 1
+    if found_rows == 0:
+        return
+    for r in range(found_rows, TILE):
+        memcpy(rows + r * n, rows, n * sizeof(double))
+    scales.given = False
+    for r in range(TILE):
+        scales.of_row[r] = 1
+    transpose(<const double *> rows, n, n, tile)
+    tile_largest(<const double *> tile, n, largest)
+    reduce_tile(tile, n, <const double *> largest, True, &scales, &found)
+    tile_logs(tile, n, <const double *> largest, &found, &logs)
+    for r in range(found_rows):
+        if found.in_range[r] and logs.whole[r]:
+            result[places[r]] = logs.high[r] + logs.low[r]
+            wanted[places[r]] = 0
+
+
 cdef void logsumexp_tile(
     const Call *call, Row *row, Tile *found, const Logs *logs, Py_ssize_t start,
     Py_ssize_t count, real *unused
 ) noexcept nogil:
     cdef double result[TILE]
     cdef int64_t good[TILE]
+    cdef int64_t near_0[TILE]
     cdef Py_ssize_t r
     cdef Sum sum
     for r in range(TILE):
         result[r] = logs.high[r] + logs.low[r]
         good[r] = found.in_range[r] & logs.whole[r]
-        if real is float:
-            good[r] &= fabs(result[r]) >= 0.5
+    if real is float:
+        for r in range(TILE):
+            near_0[r] = good[r] & (fabs(result[r]) < 0.5)
+        precise_logs(call, row, start, count, near_0, result, unused)
+        for r in range(TILE):
+            good[r] &= near_0[r] ^ 1
     if call.y.rows.ndim == 1 and all_of(<const int64_t *> good, count):
         scatter_kind(
             call.y.kind, row_of(call.y, start), call.y.rows.strides[0], count,
