@@ -5,7 +5,7 @@
 # of the caller.  So strides, several reduced axes and other dtypes cost a copy of 8 KiB at a time,
 # never a copy of the array.
 
-from libc.stdint cimport int8_t, int16_t, uint8_t, uint16_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t
 
 cdef enum:
     MAX_DIMS = 64
@@ -263,9 +263,22 @@ cdef inline void blank_run(
     const uint8_t *mask, Py_ssize_t stride, Py_ssize_t count, const real *values, real *to,
     real value
 ) noexcept nogil:
+    # By bits, without a branch: masks are random, and the ends of loops are not vectorised.
     cdef Py_ssize_t i
-    for i in range(count):
-        to[i] = values[i] if mask[i * stride] else value
+    cdef int32_t a32, b32 = 0
+    cdef int64_t a64, b64 = 0
+    if real is float:
+        memcpy(&b32, &value, 4)
+        for i in range(count):
+            memcpy(&a32, &values[i], 4)
+            a32 = b32 ^ ((a32 ^ b32) & -<int32_t> (mask[i * stride] != 0))
+            memcpy(&to[i], &a32, 4)
+    else:
+        memcpy(&b64, &value, 8)
+        for i in range(count):
+            memcpy(&a64, &values[i], 8)
+            a64 = b64 ^ ((a64 ^ b64) & -<int64_t> (mask[i * stride] != 0))
+            memcpy(&to[i], &a64, 8)
 
 
 cdef void blank(
