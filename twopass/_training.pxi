@@ -407,12 +407,12 @@ cdef void cross_entropy_row(
     share_exponent[0] = 0
     row.inverse = NAN
     row.exponent = 0
-    element = load(row.x, row.x_row, label, 1, &element)[0]
-    logit = element
-    logit_of_label[0] = logit
     begin(row)
     row.skip = label
     others = sum_others(row, logits, waiting, unused)
+    element = load(row.x, row.x_row, label, 1, &element)[0]  # now that it is in a cache
+    logit = element
+    logit_of_label[0] = logit
     if logit != logit or logit == INFINITY or not others.high < INFINITY:
         return
     base = exponent_of(logit)
