@@ -459,7 +459,7 @@ cdef void into_tile(
 
 
 cdef inline bint all_of(const int64_t *chosen, Py_ssize_t count) noexcept nogil:
-    """Whether all are 1, as none is given."""
+    """Whether all are 1; where none are given, NULL, they are."""
     cdef int64_t all_chosen = 1
     cdef Py_ssize_t r
     if chosen != NULL:
@@ -743,6 +743,7 @@ cdef void run_short(
                 into_tile(call, row, start, count, tile, &scales)
                 tile_largest(<const real *> tile, n, largest)
                 reduce_tile(tile, n, <const real *> largest, True, &scales, &found)
+        # tile_logs() is called from two places: from one gcc inlines it, and loses half its vectors.
         if call.operation == SOFTMAX:
             softmax_tile(call, row, tile, &found, start, count)
         elif call.operation == LOGSUMEXP:
